@@ -1,0 +1,43 @@
+# `make demo` and `make test` work from a fresh clone: each sets up .venv first, which does nothing
+# when .venv is up to date.
+#
+#   PYTHON=/path/to/python3.11   the Python to set up with
+#   ENV=/path/to/environment     use this environment as it is, without any set-up (vLLM for CUDA, say)
+#   ARGS="..."                   further arguments for demo, test or bench
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+ARGS ?=
+
+ifdef ENV
+BIN := $(ENV)/bin
+setup:
+else
+BIN := .venv/bin
+RUNNER := $(shell command -v python3.11 || command -v python3 || command -v $(or $(PYTHON),python))
+setup:
+	$(if $(RUNNER),,$(error No Python was found: install Python 3.11, or name one with PYTHON=/path/to/python3.11))
+	@$(RUNNER) tools/bootstrap.py
+endif
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## generate with vLLM alone and with Kangaroo, side by side
+	@$(BIN)/vllm-kangaroo demo $(ARGS)
+
+test: setup ## run the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff check, ruff format --check, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup ## measure speed and acceptance against vLLM alone
+	@$(BIN)/vllm-kangaroo bench $(ARGS)
+
+clean: ## remove .venv, caches and build outputs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
