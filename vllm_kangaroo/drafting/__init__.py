@@ -1,0 +1,1 @@
+"""Decisions over a ladder: what to draft, and when to stop."""

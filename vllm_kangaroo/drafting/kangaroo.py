@@ -1,0 +1,155 @@
+"""Kangaroo's drafting round (arXiv 2404.18911, sections 3.2 and 3.3) for a whole batch.
+
+Every request drafts with the first tier and an exit head, one token a step. A request leaves the pass once the
+token it just drafted is one the head was unsure of (second early exit), it reached its limit, or it drafted a stop token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm_kangaroo.ladder.ladder import Ladder
+from vllm_kangaroo.ladder.spans import IntArray
+from vllm_kangaroo.ladder.store import State
+
+
+class DraftPass(Protocol):
+    """Tier 1 and the exit head over one token per request."""
+
+    def __call__(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
+        """``[b]`` tokens at ``[b]`` positions -> tier state, next tokens ``[b]``, their probabilities ``[b]``."""
+        ...
+
+
+class Chain(Protocol):
+    """Attention for a chain of one-token passes of the same requests."""
+
+    positions: Tensor
+
+    def advance(self) -> None:
+        """Move every remaining request on by one position."""
+        ...
+
+    def retain(self, which: IntArray) -> None:
+        """Keep only these of the remaining requests."""
+        ...
+
+
+class ChainAttention(Protocol):
+    """Opens chains over the engine's paged KV."""
+
+    def chain(
+        self, rows: IntArray, starts: IntArray, steps: int
+    ) -> AbstractContextManager[Chain]: ...
+
+
+@dataclass(slots=True)
+class Drafters:
+    """The requests of one drafting round. Arrays are int64 ``[requests]``."""
+
+    rows: IntArray
+    slots: IntArray
+    starts: IntArray
+    """Position of the newest token: produced, never run through the model."""
+    token_ids: list[int]
+    """The newest token of each request."""
+    limits: IntArray
+    """Most drafts of each request, at least 1."""
+    stop_ids: Sequence[Collection[int]]
+    """Tokens after which a request drafts no further."""
+
+
+@dataclass(slots=True)
+class Drafts:
+    """What a round drafted, one list per request of the :class:`Drafters`."""
+
+    token_ids: list[list[int]] = field(default_factory=list)
+    confidences: list[list[float]] = field(default_factory=list)
+
+
+def draft(
+    ladder: Ladder,
+    drafters: Drafters,
+    draft_pass: DraftPass,
+    attention: ChainAttention,
+    threshold: float,
+) -> Drafts:
+    """Draft for every request until it stops.
+
+    The rule that ends position k looks only at probabilities of position k and before, so sampling stays exact.
+
+    Args:
+        threshold: η, in the units of un-tempered probability.
+    """
+    began = perf_counter()
+    in_pass = 0.0
+    counters = ladder.counters
+    drafts = Drafts([[] for _ in drafters.token_ids], [[] for _ in drafters.token_ids])
+    steps = int(drafters.limits.max())
+    store = ladder.stores[0]
+    device = store.device
+    alive = np.arange(len(drafters.token_ids))
+    slots, starts = drafters.slots, drafters.starts
+    index = store.index(slots, starts + np.arange(steps)[:, None])  # [steps, requests]
+    input_ids = torch.tensor(drafters.token_ids, dtype=torch.int32, device=device)
+    with attention.chain(drafters.rows, starts, steps) as chain:
+        for step in range(steps):
+            entered = perf_counter()
+            state, token, confidence = draft_pass(input_ids, chain.positions)
+            in_pass += perf_counter() - entered
+            ladder.keep(slots, starts + step, index[step], state)
+            going = _note(
+                drafts, drafters, alive, step + 1, token.tolist(), confidence.tolist(), threshold
+            )
+            counters.draft_steps += 1
+            counters.drafted += len(alive)
+            if not going or step + 1 == steps:
+                break
+            if len(going) < len(alive):
+                which = np.array(going)
+                alive, slots, starts = alive[which], slots[which], starts[which]
+                chain.retain(which)
+                on_device = torch.from_numpy(which).to(device)
+                index, token = index.index_select(1, on_device), token.index_select(0, on_device)
+            chain.advance()
+            input_ids = token
+    for slot, start, first, drafted in zip(
+        drafters.slots, drafters.starts, drafters.token_ids, drafts.token_ids, strict=True
+    ):
+        store.note_tokens(int(slot), int(start), [first, *drafted[:-1]])
+    counters.rounds += len(drafters.token_ids)
+    counters.draft_seconds += perf_counter() - began
+    counters.draft_pass_seconds += in_pass
+    return drafts
+
+
+def _note(
+    drafts: Drafts,
+    drafters: Drafters,
+    alive: IntArray,
+    drafted: int,
+    token_ids: list[int],
+    confidences: list[float],
+    threshold: float,
+) -> list[int]:
+    """Record one step; returns which of the alive requests draft on (indices into ``alive``)."""
+    going = []
+    for at, who in enumerate(alive.tolist()):
+        token_id, confidence = token_ids[at], confidences[at]
+        drafts.token_ids[who].append(token_id)
+        drafts.confidences[who].append(confidence)
+        if (
+            confidence >= threshold
+            and drafted < drafters.limits[who]
+            and token_id not in drafters.stop_ids[who]
+        ):
+            going.append(at)
+    return going

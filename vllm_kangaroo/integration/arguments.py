@@ -1,0 +1,150 @@
+"""The seams in vLLM's engine arguments: our methods in ``speculative_config`` and two command-line flags."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm_kangaroo.integration.versions import refuse_unsupported_vllm
+from vllm_kangaroo.options import METHODS, EarlyExitPlan, OptionError, parse_options
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+
+MARK = "_vllm_kangaroo_original"
+_plans = threading.local()  # the plan of the engine config being built in this thread
+
+
+def install() -> None:
+    """Wrap ``EngineArgs`` once; later calls find the wrappers in place."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    _wrap(EngineArgs, "create_speculative_config", _create_speculative_config)
+    _wrap(EngineArgs, "add_cli_args", _add_cli_args, staticmethod)
+    _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod)
+
+
+def _wrap(
+    cls: type, name: str, make: Callable[[Any], Any], kind: Callable[[Any], Any] = lambda f: f
+) -> None:
+    own = cls.__dict__[name]
+    original = getattr(own, "__func__", own)
+    if hasattr(original, MARK):
+        return
+    wrapper = functools.wraps(original)(make(original))
+    setattr(wrapper, MARK, original)
+    setattr(cls, name, kind(wrapper))
+
+
+def asks_for_us(config: Any) -> bool:
+    """Whether a user's ``speculative_config`` names a method of ours."""
+    return isinstance(config, dict) and config.get("method") in METHODS
+
+
+def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+        if not asks_for_us(self.speculative_config):
+            return original(self, *args, **kwargs)
+        refuse_unsupported_vllm()
+        parse_options(self.speculative_config)  # a typing mistake is told before anything is loaded
+        from vllm_kangaroo.integration.config import finish
+
+        config = original(self, *args, **kwargs)
+        plan: EarlyExitPlan = _plans.current
+        return finish(config, plan)
+
+    return create_engine_config
+
+
+def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_speculative_config(
+        self: Any, target_model_config: ModelConfig, target_parallel_config: ParallelConfig
+    ) -> SpeculativeConfig | None:
+        if not asks_for_us(self.speculative_config):
+            return original(  # type: ignore[no-any-return]
+                self,
+                target_model_config=target_model_config,
+                target_parallel_config=target_parallel_config,
+            )
+        from vllm_kangaroo.integration import config
+
+        options = parse_options(self.speculative_config)
+        config.refuse_unsupported(self, target_model_config, target_parallel_config)
+        plan = options.resolve(config.target_shape(target_model_config))
+        _plans.current = plan
+        return config.speculative_config(plan, target_model_config, target_parallel_config)
+
+    return create_speculative_config
+
+
+def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        group = parser.add_argument_group(
+            title="vllm-kangaroo",
+            description="Early-exit speculative decoding, where the model drafts for itself.",
+        )
+        group.add_argument(
+            "--speculative-model",
+            metavar="METHOD[:ADAPTER]",
+            help="Draft with an early-exit method, such as `kangaroo` (adapter in the model's own directory) or "
+            "`kangaroo:PATH`. Short for --speculative-config with `method` and `model`.",
+        )
+        group.add_argument(
+            "--num-speculative-tokens",
+            type=int,
+            metavar="N",
+            help="Most drafts per round, with --speculative-model.",
+        )
+        return parser
+
+    return add_cli_args
+
+
+def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_cli_args(cls: type, args: Namespace) -> Any:
+        shorthand = speculative_config_of_flags(args)
+        if shorthand is not None:
+            args = Namespace(**vars(args))
+            args.speculative_config = shorthand
+        return original(cls, args)
+
+    return from_cli_args
+
+
+def speculative_config_of_flags(args: Namespace) -> dict[str, Any] | None:
+    """What ``--speculative-model`` and ``--num-speculative-tokens`` stand for, or None if they are not used.
+
+    Raises:
+        OptionError: if they are given wrongly, or beside vLLM's own flags.
+    """
+    named = getattr(args, "speculative_model", None)
+    tokens = getattr(args, "num_speculative_tokens", None)
+    if named is None:
+        if tokens is not None:
+            raise OptionError(
+                f"--num-speculative-tokens={tokens} needs --speculative-model: give both, or set "
+                f"'num_speculative_tokens' in --speculative-config."
+            )
+        return None
+    for flag in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
+        if getattr(args, flag, None) is not None:
+            raise OptionError(
+                f"--speculative-model={named} and --{flag.replace('_', '-')} are mutually exclusive: give one of them."
+            )
+    method, _, model = named.partition(":")
+    if method not in METHODS:
+        raise OptionError(
+            f"--speculative-model={named} names no method of {', '.join(METHODS)}: give one, as METHOD or METHOD:PATH, "
+            f"or use --speculative-config for vLLM's own methods."
+        )
+    config: dict[str, Any] = {"method": method}
+    if model:
+        config["model"] = model
+    if tokens is not None:
+        config["num_speculative_tokens"] = tokens
+    return config

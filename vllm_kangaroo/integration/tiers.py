@@ -1,0 +1,188 @@
+"""Tiers of a loaded vLLM model: layer ranges that share its weights, compiled where vLLM would compile.
+
+A tier is a shallow copy of the model's decoder with ``start_layer`` and ``end_layer`` moved, called as a pipeline
+stage. No model is re-implemented. Each compiled pass is its own class with its own code object, since vLLM drops
+Dynamo's guards and keys compiled code by code object and qualified name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import supports_pp
+from vllm.sequence import IntermediateTensors
+
+from vllm_kangaroo.integration.ranks import pipeline_rank
+from vllm_kangaroo.ladder.store import State
+from vllm_kangaroo.options import OptionError
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """The submodule that holds the layers of a pipeline-capable model.
+
+    Raises:
+        OptionError: if the model is not of a kind that can be cut.
+    """
+    if supports_pp(model):
+        for module in model.modules():
+            if isinstance(getattr(module, "start_layer", None), int) and isinstance(
+                getattr(module, "end_layer", None), int
+            ):
+                return module
+    raise OptionError(
+        f"{type(model).__name__} cannot be cut at an exit layer, since vLLM does not support it in a pipeline: "
+        f"leave out speculative_config, or serve a model that supports pipeline parallelism."
+    )
+
+
+def state_keys(model: nn.Module, vllm_config: VllmConfig) -> tuple[str, ...]:
+    """Names of the tensors that pass between two stages of the model (hidden states, residual).
+
+    Raises:
+        OptionError: if they are not all ``[tokens, hidden_size]``.
+    """
+    config = vllm_config.model_config
+    make = cast(Callable[..., IntermediateTensors], model.make_empty_intermediate_tensors)
+    tensors = make(1, config.dtype, torch.device("cpu")).tensors
+    if any(tuple(part.shape) != (1, config.get_hidden_size()) for part in tensors.values()):
+        raise OptionError(
+            f"{type(model).__name__} hands more than hidden states and residual from layer to layer, which no exit "
+            f"can keep: leave out speculative_config for this model."
+        )
+    return tuple(tensors)
+
+
+class LayerRange(nn.Module):
+    """Layers ``[start, end)`` of a decoder, sharing its weights."""
+
+    def __init__(
+        self, decoder: nn.Module, keys: tuple[str, ...], start: int, end: int, *, last: bool
+    ) -> None:
+        super().__init__()
+        self.part = copy.copy(decoder)
+        self.part.start_layer, self.part.end_layer = start, end  # type: ignore[assignment]
+        self.keys = keys
+        self.first, self.last = start == 0, last
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, state: State | None) -> Any:
+        """The stage's output: a :data:`State`, or normed hidden states ``[tokens, N]`` from the last stage."""
+        below = (
+            None if state is None else IntermediateTensors(dict(zip(self.keys, state, strict=True)))
+        )
+        with pipeline_rank(first=self.first, last=self.last):
+            out = self.part.forward(
+                input_ids=input_ids,
+                positions=positions,
+                intermediate_tensors=below,
+                inputs_embeds=None,
+            )
+        return out if self.last else tuple(out[key] for key in self.keys)
+
+
+class _Pass(nn.Module):
+    """Base of everything that is compiled as one graph."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class BottomPass(_Pass):
+    """Tier 1 over prompt positions and last drafts; an adapter sees its keys and values written, nothing more."""
+
+    tier: LayerRange
+    adapter: nn.Module | None
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor | None]:
+        state = self.tier(input_ids, positions, None)
+        written = (
+            None
+            if self.adapter is None
+            else self.adapter.absorb(positions, _residual_stream(state))
+        )
+        return state, written
+
+
+class MiddlePass(_Pass):
+    """Layers between two exits."""
+
+    tier: LayerRange
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> State:
+        state = (hidden_states,) if residual is None else (hidden_states, residual)
+        return cast(State, self.tier(None, positions, state))
+
+
+class TopPass(_Pass):
+    """The remaining layers and the final norm."""
+
+    tier: LayerRange
+
+    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
+        state = (hidden_states,) if residual is None else (hidden_states, residual)
+        return cast(Tensor, self.tier(None, positions, state))
+
+
+class DraftingPass(_Pass):
+    """Tier 1 and the exit head: one token in, the next token and its probability out."""
+
+    tier: LayerRange
+    adapter: nn.Module | None
+    norm: LayerRange
+    head: nn.Module
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
+        state = self.tier(input_ids, positions, None)
+        if self.adapter is None:
+            # The norm may work in place, and the state is kept for verification.
+            normed = self.norm(None, positions, tuple(part.clone() for part in state))
+        else:
+            normed = self.adapter(positions, _residual_stream(state))
+        logits = self.head(normed).float()
+        top, token_ids = logits.max(dim=-1)
+        return state, token_ids.to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
+
+
+class Head(nn.Module):
+    """The target's own LM head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._compute = model.compute_logits  # a bound method: the model is not a submodule of ours
+
+    def forward(self, normed: Tensor) -> Tensor:
+        return cast(Tensor, self._compute(normed))
+
+
+def _residual_stream(state: State) -> Tensor:
+    return state[0] if len(state) == 1 else state[0] + state[1]
+
+
+def compiled(base: type[_Pass], label: str, vllm_config: VllmConfig, **parts: Any) -> _Pass:
+    """An instance of ``base`` that vLLM's machinery compiles on its own, or runs eagerly under ``enforce_eager``.
+
+    ``label`` tells apart passes of one kind (it enters the compile cache's key); token counts are dynamic.
+    """
+    name = f"{base.__name__}[{label}]"
+    source = base.forward
+    forward = FunctionType(
+        source.__code__.replace(co_name=name),
+        source.__globals__,
+        name,
+        source.__defaults__,
+        source.__closure__,
+    )
+    forward.__annotations__ = dict(source.__annotations__)
+    forward.__qualname__, forward.__module__ = name, source.__module__
+    own = type(name, (base,), {"forward": forward, "__module__": base.__module__})
+    names = [n for n in source.__annotations__ if n != "return"]
+    decorated = support_torch_compile(dynamic_arg_dims=dict.fromkeys(names, 0))(own)
+    return cast(_Pass, decorated(vllm_config=vllm_config, **parts))

@@ -1,0 +1,41 @@
+"""What the ladder has computed, so that "nothing is computed twice" can be asserted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class LadderCounters:
+    """Running totals since start-up. Lists have one entry per tier."""
+
+    positions: list[int] = field(default_factory=list)
+    """Positions each tier has computed."""
+    passes: list[int] = field(default_factory=list)
+    """Passes each tier has made."""
+    verified: int = 0
+    """Positions run through the last tier, prompt positions included."""
+    reused: list[int] = field(default_factory=list)
+    """Positions each tier did not compute in a verification because the exit store had them."""
+    dropped: list[int] = field(default_factory=list)
+    """Positions each tier computed that never reached the last tier: drafts trimmed, or requests aborted."""
+    rounds: int = 0
+    """Drafting rounds, counted per request."""
+    drafted: int = 0
+    """Tokens drafted."""
+    draft_steps: int = 0
+    """Draft passes, each over one token of several requests."""
+    draft_seconds: float = 0.0
+    """Wall time of draft steps, passes included (host clock)."""
+    draft_pass_seconds: float = 0.0
+    """Wall time of the model passes within draft steps (host clock)."""
+
+    @classmethod
+    def for_tiers(cls, tiers: int) -> LadderCounters:
+        return cls(
+            positions=[0] * tiers, passes=[0] * tiers, reused=[0] * tiers, dropped=[0] * tiers
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,252 @@
+"""The exit ladder: one model cut into tiers that each compute a position at most once.
+
+Tier ``t`` is the layer range ``[exits[t-1], exits[t])``. For every request the ladder keeps a frontier per tier
+(how many positions that tier has computed) and, in the exit stores, the tier outputs that the tier above has yet
+to consume. Drafting climbs the lower tiers a token at a time; verification and prefill climb all tiers to the end
+of what the engine scheduled. A rejection rewinds the frontiers. The ladder knows nothing of the engine: attention
+over the right positions is provided by an :class:`Attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm_kangaroo.ladder.counters import LadderCounters
+from vllm_kangaroo.ladder.spans import IntArray, Spans, ragged_arange
+from vllm_kangaroo.ladder.store import ExitStore, State
+
+
+class Attention(Protocol):
+    """Lets a pass see the paged KV of the right positions."""
+
+    def over(self, spans: Spans) -> AbstractContextManager[Tensor]:
+        """Within the context, attention layers serve a flat pass over ``spans``. Yields positions ``[tokens]``."""
+        ...
+
+
+class BottomTier(Protocol):
+    """Embedding and the first layers."""
+
+    def __call__(self, input_ids: Tensor, positions: Tensor) -> State: ...
+
+
+class MiddleTier(Protocol):
+    """Layers between two exits."""
+
+    def __call__(self, positions: Tensor, state: State) -> State: ...
+
+
+class TopTier(Protocol):
+    """The last layers and the final norm: ``[tokens, N]``, what the LM head takes."""
+
+    def __call__(self, positions: Tensor, state: State) -> Tensor: ...
+
+
+class LadderError(RuntimeError):
+    """An invariant of the ladder does not hold: a defect, not a user's mistake."""
+
+
+class Ladder:
+    """Frontiers, exit stores and counters over the tiers of one model.
+
+    Args:
+        bottom, middle, top: the tiers, lowest first. Two tiers for Kangaroo, three for HiSpec.
+        width: most positions a lower tier may be ahead of the tier above it.
+        device: where the tiers run.
+    """
+
+    def __init__(
+        self,
+        bottom: BottomTier,
+        middle: Sequence[MiddleTier],
+        top: TopTier,
+        *,
+        width: int,
+        device: torch.device,
+    ) -> None:
+        self.bottom = bottom
+        self.middle = tuple(middle)
+        self.top = top
+        self.tiers = 2 + len(self.middle)
+        self.stores = [ExitStore(width, device) for _ in range(self.tiers - 1)]
+        self.counters = LadderCounters.for_tiers(self.tiers)
+        self.frontiers: IntArray = np.zeros((0, self.tiers), dtype=np.int64)
+        self._slot_of: dict[str, int] = {}
+        self._free: list[int] = []
+
+    def slots(self, request_ids: Sequence[str]) -> IntArray:
+        """The slot of each request, opened where it has none: ``[requests]``."""
+        return np.array([self._open(request_id) for request_id in request_ids], dtype=np.int64)
+
+    def _open(self, request_id: str) -> int:
+        slot = self._slot_of.get(request_id)
+        if slot is not None:
+            return slot
+        if not self._free:
+            have = len(self.frontiers)
+            more = max(8, have)
+            self.frontiers = np.concatenate(
+                (self.frontiers, np.zeros((more, self.tiers), dtype=np.int64))
+            )
+            for store in self.stores:
+                store.reserve(have + more)
+            self._free = list(range(have + more - 1, have - 1, -1))
+        slot = self._slot_of[request_id] = self._free.pop()
+        self.frontiers[slot] = 0
+        return slot
+
+    def close(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        slot = self._slot_of.pop(request_id, None)
+        if slot is not None:
+            self._drop_above_top(slot, 0)
+            self._free.append(slot)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is kept of a request whose KV blocks are gone (it was pre-empted)."""
+        slot = self._slot_of.get(request_id)
+        if slot is not None:
+            self._drop_above_top(slot, 0)
+
+    def _drop_above_top(self, slot: int, frontier: int) -> None:
+        ahead = self.frontiers[slot] - self.frontiers[slot, -1]
+        for tier in range(self.tiers - 1):
+            self.counters.dropped[tier] += int(ahead[tier])
+        self.frontiers[slot] = frontier
+
+    def complete(
+        self, spans: Spans, input_ids: Tensor, host_ids: IntArray, attention: Attention
+    ) -> Tensor:
+        """Climb every tier to the end of each span: prefill and verification alike.
+
+        Args:
+            spans: what the engine scheduled; each starts at the last tier's frontier.
+            input_ids: ``[tokens]`` on the device. host_ids: the same on the host.
+            attention: serves the passes.
+
+        Returns:
+            Final hidden states ``[tokens, N]`` of all positions of the spans.
+        """
+        kept = self._usable(spans, host_ids)
+        state, state_skip = self._complete_bottom(spans, kept[0], input_ids, attention)
+        for level, tier in enumerate(self.middle, start=1):
+            entry = self._entry(level, spans, kept[level], state_skip, state)
+            tail = spans.tail(kept[level])
+            present = tail.lengths > 0
+            if present.any():
+                with attention.over(tail.pick(present)) as positions:
+                    state = tier(positions, entry)
+                self._count(level, tail.tokens, spans.tokens)
+            state_skip = kept[level]
+        entry = self._entry(self.tiers - 1, spans, np.zeros_like(spans.lengths), state_skip, state)
+        with attention.over(spans) as positions:
+            hidden = self.top(positions, entry)
+        self._count(self.tiers - 1, spans.tokens, spans.tokens)
+        self.counters.verified += spans.tokens
+        self.frontiers[spans.slots] = spans.ends[:, None]
+        return hidden
+
+    def _complete_bottom(
+        self, spans: Spans, kept: IntArray, input_ids: Tensor, attention: Attention
+    ) -> tuple[State | None, IntArray]:
+        tail = spans.tail(kept)
+        present = tail.lengths > 0
+        state: State | None = None
+        if present.any():
+            if kept.any():
+                flat = np.repeat(spans.offsets()[:-1] + kept, tail.lengths) + ragged_arange(
+                    tail.lengths
+                )
+                input_ids = input_ids.index_select(0, torch.from_numpy(flat).to(input_ids.device))
+            with attention.over(tail.pick(present)) as positions:
+                state = self.bottom(input_ids, positions)
+            self._count(0, tail.tokens, spans.tokens)
+        else:
+            self.counters.reused[0] += spans.tokens
+        return state, kept
+
+    def _count(self, tier: int, computed: int, wanted: int) -> None:
+        self.counters.positions[tier] += computed
+        self.counters.passes[tier] += 1
+        self.counters.reused[tier] += wanted - computed
+
+    def _usable(self, spans: Spans, host_ids: IntArray) -> list[IntArray]:
+        """Per tier, how many leading positions of each span need not be computed again."""
+        frontiers = self.frontiers[spans.slots]
+        stale = frontiers[:, -1] != spans.starts
+        if (
+            stale.any()
+        ):  # a new request, or one resumed elsewhere: whatever was kept is not of this KV
+            for slot, start in zip(spans.slots[stale], spans.starts[stale], strict=True):
+                self._drop_above_top(slot, start)
+            frontiers = self.frontiers[spans.slots]
+        ahead = np.minimum(frontiers[:, :-1] - spans.starts[:, None], spans.lengths[:, None])
+        if not ahead.any():
+            return [ahead[:, t] for t in range(self.tiers - 1)]
+        steps = np.arange(self.stores[0].width)
+        flat = spans.offsets()[:-1, None] + np.minimum(steps, spans.lengths[:, None] - 1)
+        wanted = np.where(steps < spans.lengths[:, None], host_ids[flat], -2)
+        same = self.stores[0].matching(spans.slots, spans.starts, ahead[:, 0], wanted)
+        kept = [np.minimum(ahead[:, t], same) for t in range(self.tiers - 1)]
+        for tier in range(self.tiers - 1):
+            self.counters.dropped[tier] += int(
+                (frontiers[:, tier] - spans.starts - kept[tier]).sum()
+            )
+        return kept
+
+    def _entry(
+        self, level: int, spans: Spans, skip: IntArray, below_skip: IntArray, fresh: State | None
+    ) -> State:
+        """The input of tier ``level`` for the positions of each span past ``skip``.
+
+        The first ``below_skip - skip`` of them come from the exit store, the rest were just computed (``fresh``).
+        """
+        stored = below_skip - skip
+        if not stored.any():
+            assert fresh is not None
+            return fresh
+        store = self.stores[level - 1]
+        positions = np.repeat(spans.starts + skip, stored) + ragged_arange(stored)
+        old = store.get(store.index(np.repeat(spans.slots, stored), positions))
+        if fresh is None:
+            return old
+        mixed = tuple(torch.cat(parts) for parts in zip(old, fresh, strict=True))
+        if len(spans.lengths) == 1:
+            return mixed
+        # Back to flat order: each request's stored positions, then its fresh ones.
+        new = spans.lengths - below_skip
+        total = int(stored.sum())
+        order = np.empty(total + int(new.sum()), dtype=np.int64)
+        begin = np.concatenate(([0], np.cumsum(stored + new)))[:-1]
+        order[np.repeat(begin, stored) + ragged_arange(stored)] = np.arange(total)
+        order[np.repeat(begin + stored, new) + ragged_arange(new)] = np.arange(total, len(order))
+        index = torch.from_numpy(order).to(mixed[0].device)
+        return tuple(part.index_select(0, index) for part in mixed)
+
+    def rewind(self, slots: IntArray, lengths: IntArray) -> None:
+        """Cut every frontier of ``slots[i]`` back to ``lengths[i]`` positions after a verification."""
+        self.frontiers[slots] = np.minimum(self.frontiers[slots], lengths[:, None])
+
+    def at_rest(self, slots: IntArray, lengths: IntArray) -> None:
+        """Check that all tiers of ``slots[i]`` have computed exactly ``lengths[i]`` positions.
+
+        Raises:
+            LadderError: otherwise.
+        """
+        if (self.frontiers[slots] != lengths[:, None]).any():
+            raise LadderError(
+                f"frontiers {self.frontiers[slots].tolist()} at rest, expected {lengths.tolist()}"
+            )
+
+    def keep(self, slots: IntArray, positions: IntArray, index: Tensor, state: State) -> None:
+        """Store tier 1's output for one new position per slot; ``index`` are the ring indices of the pairs."""
+        self.stores[0].put(index, state)
+        self.frontiers[slots, 0] = positions + 1
+        self.counters.positions[0] += len(slots)
+        self.counters.passes[0] += 1
