@@ -1,0 +1,132 @@
+"""The frozen target of adapter training: its exit states, its head, and what to write about it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vllm_kangaroo.ladder.adapter import norm_fingerprint
+from vllm_kangaroo.ladder.adapter_config import AdapterConfig, AdapterDtype, TargetInfo
+
+_ORIGINAL_ROPE_THETA = 10000.0  # what the paper's adapters use
+
+
+class TargetError(ValueError):
+    """A model that no adapter can be trained for; the message names key, value and remedy."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A causal language model without gradients, seen through one exit."""
+
+    name: str
+    model: Any
+    config: Any
+    exit_layer: int
+
+    @classmethod
+    def load(cls, name: str, exit_layer: int, dtype: torch.dtype, device: str) -> Target:
+        """Load local files with transformers.
+
+        Raises:
+            TargetError: no such directory, an exit that is not inside the model, or a model
+                without the RMS norm that an adapter has.
+        """
+        from transformers import AutoModelForCausalLM
+
+        if not Path(name).is_dir():
+            raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
+        try:
+            # Written-out attention: on CPUs the fused one is the slower.
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, attn_implementation="eager", local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise TargetError(f"--model '{name}' cannot be loaded ({first})") from None
+        config = model.config.get_text_config()
+        if getattr(config, "rms_norm_eps", None) is None:
+            raise TargetError(
+                f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "
+                "norms can have an adapter"
+            )
+        if not 1 <= exit_layer < config.num_hidden_layers:
+            raise TargetError(
+                f"--exit-layer {exit_layer} is outside the model's {config.num_hidden_layers} "
+                f"layers; give 1 to {config.num_hidden_layers - 1}"
+            )
+        model.requires_grad_(False).eval().to(device)
+        return cls(name, model, config, exit_layer)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the LM head."""
+        norm: nn.Module = self.model.get_decoder().norm
+        return norm
+
+    @torch.no_grad()
+    def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the whole model once over ``ids [B, T]``.
+
+        Returns:
+            the residual stream at the exit and the normed final state, each ``[B, T, N]``.
+        """
+        out = self.model.get_decoder()(ids, output_hidden_states=True, use_cache=False)
+        return out.hidden_states[self.exit_layer], out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def final_norm_scale(self) -> Tensor:
+        """Factors ``[N]``, float32, that the final norm multiplies a normalised state with.
+
+        Read off its output, since some models store the weight less one.
+        """
+        weight = next(self.final_norm.parameters())
+        with torch.no_grad():
+            ones = torch.ones_like(weight)
+            scale: Tensor = self.final_norm(ones).float()
+        return scale * (1 + self.config.rms_norm_eps) ** 0.5
+
+    def adapter_config(self, torch_dtype: AdapterDtype, training: dict[str, Any]) -> AdapterConfig:
+        """The config of an adapter at this exit."""
+        config = self.config
+        heads = config.num_attention_heads
+        weight = next(self.final_norm.parameters())
+        return AdapterConfig(
+            exit_layer=self.exit_layer,
+            hidden_size=config.hidden_size,
+            num_attention_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_theta=_rope_theta(config),
+            vocab_size=config.vocab_size,
+            torch_dtype=torch_dtype,
+            target=TargetInfo(
+                name_or_path=os.fspath(self.name),
+                architecture=type(self.model).__name__,
+                model_type=config.model_type,
+                num_hidden_layers=config.num_hidden_layers,
+                norm_fingerprint=norm_fingerprint(weight),
+            ),
+            training=training,
+        )
+
+
+def _rope_theta(config: Any) -> float:
+    """The target's RoPE base; of models with several kinds of layer, that of full attention."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    return float(
+        parameters.get("rope_theta") or getattr(config, "rope_theta", 0) or _ORIGINAL_ROPE_THETA
+    )
