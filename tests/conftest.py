@@ -1,0 +1,22 @@
+"""What every test shares: the environment an engine wants, and the order of the suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vllm_kangaroo import environment
+
+# Before any test module imports vLLM: engines are processes of their own and inherit it.
+environment.apply()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+E2E = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in tests/e2e, and run it last: the quick tests report first."""
+    for item in items:
+        if E2E in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
