@@ -131,7 +131,7 @@ def check_compiler() -> None:
 
 
 def explain(output: str) -> str:
-    """One sentence for a failed pip run, from what pip printed."""
+    """One sentence for a failed pip run from what pip printed; empty if it says something new."""
     if OFFLINE.search(output):
         return (
             "pip could not reach its package index: connect to a network, or name an index or a "
@@ -151,18 +151,20 @@ def explain(output: str) -> str:
         )
     if "No space left on device" in output:
         return f"The disk is full: free about 4 GB for {VENV} and pip's temporary files."
-    return "pip failed, for the reason above: correct it and run this again."
+    return ""
 
 
 def pip(*arguments: str) -> None:
-    """Run the environment's pip quietly; its output is shown only when it fails."""
+    """Run the environment's pip quietly; its output goes to a log, and is shown if need be."""
     command = [str(VENV / "bin" / "python"), "-I", "-m", "pip", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", *arguments]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if run.returncode != 0:
         output = run.stdout.decode(errors="replace")
-        sys.stderr.write(output)
-        raise Refusal(explain(output))
+        (VENV / "pip.log").write_text(output)
+        if not explain(output):
+            sys.stderr.write(output)
+        raise Refusal(explain(output) or "pip failed, for the reason above: correct it, try again.")
 
 
 def reusable() -> bool:
