@@ -37,29 +37,23 @@ class Target:
             TargetError: no such directory, an exit that is not inside the model, or a model
                 without the RMS norm that an adapter has.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         if not Path(name).is_dir():
             raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
         try:
-            # Written-out attention: on CPUs the fused one is the slower.
+            config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
+            _check(name, config, exit_layer)
+            # Fused attention is the slower in training on CPUs, but here no gradient is asked for.
             model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="eager", local_files_only=True
+                name, dtype=dtype, attn_implementation="sdpa", local_files_only=True
             )
+        except TargetError:
+            raise
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise TargetError(f"--model '{name}' cannot be loaded ({first})") from None
         config = model.config.get_text_config()
-        if getattr(config, "rms_norm_eps", None) is None:
-            raise TargetError(
-                f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "
-                "norms can have an adapter"
-            )
-        if not 1 <= exit_layer < config.num_hidden_layers:
-            raise TargetError(
-                f"--exit-layer {exit_layer} is outside the model's {config.num_hidden_layers} "
-                f"layers; give 1 to {config.num_hidden_layers - 1}"
-            )
         model.requires_grad_(False).eval().to(device)
         return cls(name, model, config, exit_layer)
 
@@ -120,6 +114,19 @@ class Target:
                 norm_fingerprint=norm_fingerprint(weight),
             ),
             training=training,
+        )
+
+
+def _check(name: str, config: Any, exit_layer: int) -> None:
+    if getattr(config, "rms_norm_eps", None) is None:
+        raise TargetError(
+            f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "
+            "norms can have an adapter"
+        )
+    if not 1 <= exit_layer < config.num_hidden_layers:
+        raise TargetError(
+            f"--exit-layer {exit_layer} is outside the model's {config.num_hidden_layers} "
+            f"layers; give 1 to {config.num_hidden_layers - 1}"
         )
 
 

@@ -40,10 +40,10 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     """
     if (options.out / CONFIG_FILE).exists():
         raise ValueError(f"--out '{options.out}' already holds an adapter; name a new directory")
-    dtype = getattr(torch, options.dtype)
-    target = Target.load(options.model, options.exit_layer, dtype, options.device)
     run = _run_identity(options)
     state = load_state(options.out, run)
+    dtype = getattr(torch, options.dtype)
+    target = Target.load(options.model, options.exit_layer, dtype, options.device)
     console.print("reading data", highlight=False)
     windows, held_out = _windows(options)
     steps = options.steps or max(len(windows) // options.batch_size, 1)

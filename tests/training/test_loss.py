@@ -1,0 +1,60 @@
+"""The chunked loss against autograd on the formula as it is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_kangaroo.training.loss import agreement, backward
+
+M, N, V = 11, 6, 40
+
+
+@pytest.fixture
+def parts() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(V, N, generator=generator),
+        torch.randn(M, N, generator=generator),
+        torch.randn(M, N, generator=generator),
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 100])
+def test_loss_and_gradient(parts: tuple[Tensor, Tensor, Tensor], chunk: int) -> None:
+    weight, start, target = parts
+    expected_leaf = start.clone().requires_grad_()
+    log_p = (expected_leaf * 2 @ weight.T).log_softmax(-1)
+    expected = -((target @ weight.T).softmax(-1) * log_p).sum() / M
+    expected.backward()
+    leaf = start.clone().requires_grad_()
+    loss = backward(leaf * 2, target, lambda hidden: hidden @ weight.T, chunk)
+    assert torch.allclose(loss, expected.detach(), atol=1e-5)
+    assert leaf.grad is not None and expected_leaf.grad is not None
+    assert torch.allclose(leaf.grad, expected_leaf.grad, atol=1e-6)
+    assert leaf.grad.abs().max() > 1e-3
+
+
+def test_a_perfect_drafter(parts: tuple[Tensor, Tensor, Tensor]) -> None:
+    weight, _, target = parts
+    means = agreement(target, target, lambda hidden: hidden @ weight.T, chunk=4).means()
+    p = (target @ weight.T).softmax(-1)
+    assert means["expected_acceptance"] == pytest.approx(1, abs=1e-5)
+    assert means["top1_agreement"] == 1
+    assert means["loss"] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), abs=1e-4)
+
+
+def test_figures_of_known_distributions() -> None:
+    def head(hidden: Tensor) -> Tensor:
+        return hidden.log()
+
+    drafter = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    target = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.3, 0.6]])
+    total = agreement(drafter, target, head, chunk=1)
+    assert total.count == 2
+    assert total.means()["expected_acceptance"] == pytest.approx((0.7 + 0.9) / 2)
+    assert total.means()["top1_agreement"] == 0.5
+    assert total.means()["loss"] == pytest.approx(
+        -(target * drafter.log()).sum(-1).mean().item(), abs=1e-6
+    )
