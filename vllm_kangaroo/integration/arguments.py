@@ -65,7 +65,7 @@ def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., An
         self: Any, target_model_config: ModelConfig, target_parallel_config: ParallelConfig
     ) -> SpeculativeConfig | None:
         if not asks_for_us(self.speculative_config):
-            return original(  # type: ignore[no-any-return]
+            return original(
                 self,
                 target_model_config=target_model_config,
                 target_parallel_config=target_parallel_config,

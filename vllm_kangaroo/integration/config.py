@@ -87,18 +87,24 @@ def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) 
         ),
         (
             parallel.pipeline_parallel_size > 1,
-            f"pipeline_parallel_size={parallel.pipeline_parallel_size} splits the model by layers, as the exit ladder "
-            f"does: set it to 1 and use tensor_parallel_size.",
+            (
+                f"pipeline_parallel_size={parallel.pipeline_parallel_size} splits the model by layers, as the exit ladder "
+                f"does: set it to 1 and use tensor_parallel_size."
+            ),
         ),
         (
             parallel.data_parallel_size > 1,
-            f"data_parallel_size={parallel.data_parallel_size} is not supported with early-exit drafting: set it to 1 "
-            f"and start several servers.",
+            (
+                f"data_parallel_size={parallel.data_parallel_size} is not supported with early-exit drafting: set it to 1 "
+                f"and start several servers."
+            ),
         ),
         (
             parallel.decode_context_parallel_size > 1,
-            f"decode_context_parallel_size={parallel.decode_context_parallel_size} is not supported with early-exit "
-            f"drafting: set it to 1.",
+            (
+                f"decode_context_parallel_size={parallel.decode_context_parallel_size} is not supported with early-exit "
+                f"drafting: set it to 1."
+            ),
         ),
         (
             args.enable_lora,
@@ -118,8 +124,10 @@ def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) 
         ),
         (
             current_platform.device_type not in WORKERS,
-            f"device {current_platform.device_type!r} is not supported with early-exit drafting: use one of "
-            f"{', '.join(WORKERS)}.",
+            (
+                f"device {current_platform.device_type!r} is not supported with early-exit drafting: use one of "
+                f"{', '.join(WORKERS)}."
+            ),
         ),
     ]
     for refused, sentence in refusals:

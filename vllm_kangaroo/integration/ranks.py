@@ -29,7 +29,7 @@ def pipeline_rank(*, first: bool, last: bool) -> Iterator[None]:
     they run are ``[start_layer, end_layer)`` of the module. That is all a tier is.
     """
     real = parallel_state._PP
-    parallel_state._PP = _RankView(real, first, last)  # type: ignore[assignment]
+    parallel_state._PP = _RankView(real, first, last)
     try:
         yield
     finally:

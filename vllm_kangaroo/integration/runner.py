@@ -24,7 +24,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     It has no state of its own: the proposer that vLLM has created holds the ladder.
     """
 
-    drafter: EarlyExitProposer  # type: ignore[assignment]
+    drafter: EarlyExitProposer
 
     def _model_forward(
         self,
@@ -48,7 +48,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         )
         return self.drafter.forward(spans, input_ids, self.input_ids.np, positions)
 
-    def propose_draft_token_ids(  # type: ignore[override]
+    def propose_draft_token_ids(
         self,
         scheduler_output: SchedulerOutput,
         sampled_token_ids: list[list[int]],

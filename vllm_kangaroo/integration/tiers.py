@@ -19,6 +19,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import supports_pp
 from vllm.sequence import IntermediateTensors
 
+from vllm_kangaroo.integration.adapter import AdapterLayer
 from vllm_kangaroo.integration.ranks import pipeline_rank
 from vllm_kangaroo.ladder.store import State
 from vllm_kangaroo.options import OptionError
@@ -99,7 +100,7 @@ class BottomPass(_Pass):
     """Tier 1 over prompt positions and last drafts; an adapter sees its keys and values written, nothing more."""
 
     tier: LayerRange
-    adapter: nn.Module | None
+    adapter: AdapterLayer | None
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor | None]:
         state = self.tier(input_ids, positions, None)
@@ -131,13 +132,24 @@ class TopPass(_Pass):
         return cast(Tensor, self.tier(None, positions, state))
 
 
+class Head(nn.Module):
+    """The target's own LM head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._compute = model.compute_logits  # a bound method: the model is not a submodule of ours
+
+    def forward(self, normed: Tensor) -> Tensor:
+        return cast(Tensor, self._compute(normed))
+
+
 class DraftingPass(_Pass):
     """Tier 1 and the exit head: one token in, the next token and its probability out."""
 
     tier: LayerRange
-    adapter: nn.Module | None
+    adapter: AdapterLayer | None
     norm: LayerRange
-    head: nn.Module
+    head: Head
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
         state = self.tier(input_ids, positions, None)
@@ -149,17 +161,6 @@ class DraftingPass(_Pass):
         logits = self.head(normed).float()
         top, token_ids = logits.max(dim=-1)
         return state, token_ids.to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
-
-
-class Head(nn.Module):
-    """The target's own LM head."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._compute = model.compute_logits  # a bound method: the model is not a submodule of ours
-
-    def forward(self, normed: Tensor) -> Tensor:
-        return cast(Tensor, self._compute(normed))
 
 
 def _residual_stream(state: State) -> Tensor:

@@ -1,0 +1,202 @@
+"""The register of seams: every place of vLLM's internals this package leans on.
+
+Each seam says what is touched, how, why, and which names must be there. :func:`check` looks them up in the installed
+vLLM, so that a moved seam is reported by name (``vllm-kangaroo doctor``, and a test) instead of failing somewhere deep.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One point of contact with vLLM.
+
+    ``target`` is ``module:attribute.path``; ``parameters`` are argument names the target must accept (for a class,
+    attribute or field names it must have).
+    """
+
+    target: str
+    how: Literal["wrapped", "overridden", "subclassed", "called", "replaced while tracing"]
+    why: str
+    parameters: tuple[str, ...] = ()
+    versions: str = ">=0.32,<0.33"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What became of a seam in the installed vLLM; ``problem`` is empty if it is as expected."""
+
+    seam: Seam
+    problem: str
+
+
+RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+
+SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        "wrapped",
+        "The plan of an early-exit engine joins the config it builds; untouched for other engines.",
+    ),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.create_speculative_config",
+        "wrapped",
+        "'method' is a closed list in vLLM; ours become its custom_class with our proposer and worker.",
+        ("target_model_config", "target_parallel_config"),
+    ),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        "wrapped",
+        "Adds --speculative-model and --num-speculative-tokens.",
+        ("parser",),
+    ),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.from_cli_args",
+        "wrapped",
+        "Turns those flags into a speculative_config.",
+        ("args",),
+    ),
+    Seam(
+        "vllm.config:VllmConfig.num_lookahead_tokens",
+        "overridden",
+        "The scheduler must keep KV slots for drafts, which vLLM does not do for custom_class.",
+    ),
+    Seam(
+        "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
+        "called",
+        "Instantiates our proposer in the runner; its load_model(target) is where the model is cut.",
+        ("vllm_config",),
+    ),
+    Seam(
+        f"{RUNNER}._model_forward",
+        "overridden",
+        "One forward pass becomes a climb of the ladder.",
+        ("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
+    ),
+    Seam(
+        f"{RUNNER}.propose_draft_token_ids",
+        "overridden",
+        "Drafts with the first tier; may return lists of any lengths.",
+        ("scheduler_output", "sampled_token_ids"),
+    ),
+    Seam(
+        f"{RUNNER}._input_fits_in_drafter",
+        "overridden",
+        "Near the length limit vLLM zeroes the drafts of the whole batch; ours are limited per request.",
+        ("common_attn_metadata",),
+    ),
+    Seam(
+        f"{RUNNER}._update_states",
+        "overridden",
+        "Finished and pre-empted requests lose what the ladder keeps of them.",
+        ("scheduler_output",),
+    ),
+    Seam(
+        f"{RUNNER}.initialize_kv_cache",
+        "overridden",
+        "The ladder's attention is set up once block tables exist.",
+    ),
+    Seam(
+        "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
+        "overridden",
+        "The runner vLLM builds is adopted by our subclass.",
+    ),
+    Seam(
+        "vllm.v1.worker.gpu_worker:Worker.init_device",
+        "overridden",
+        "The same on CUDA.",
+    ),
+    Seam(
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        "called",
+        "Tells which requests finished, were pre-empted or resumed.",
+        ("finished_req_ids", "preempted_req_ids", "scheduled_cached_reqs"),
+    ),
+    Seam(
+        "vllm.v1.attention.backend:CommonAttentionMetadata",
+        "called",
+        "Attention metadata of passes over part of the batch.",
+        (
+            "query_start_loc",
+            "query_start_loc_cpu",
+            "seq_lens",
+            "seq_lens_cpu_upper_bound",
+            "num_reqs",
+            "num_actual_tokens",
+            "max_query_len",
+            "max_seq_len",
+            "block_table_tensor",
+            "slot_mapping",
+            "causal",
+        ),
+    ),
+    Seam(
+        "vllm.v1.worker.utils:AttentionGroup.build_metadata",
+        "called",
+        "Builds the backend's own metadata from it.",
+        ("common_attn_metadata",),
+    ),
+    Seam(
+        "vllm.forward_context:set_forward_context",
+        "called",
+        "Metadata and slots reach the attention layers through it.",
+        ("attn_metadata", "vllm_config", "num_tokens", "slot_mapping"),
+    ),
+    Seam(
+        "vllm.distributed.parallel_state:_PP",
+        "replaced while tracing",
+        "A layer range runs as a pipeline stage; models ask this group for their place.",
+    ),
+    Seam(
+        "vllm.model_executor.models.interfaces:supports_pp",
+        "called",
+        "Tells models that can be cut: decoders with start_layer and end_layer.",
+    ),
+    Seam(
+        "vllm.compilation.decorators:support_torch_compile",
+        "called",
+        "Each pass is compiled where vLLM would compile the model.",
+        ("dynamic_arg_dims",),
+    ),
+    Seam(
+        "vllm.model_executor.layers.attention.attention:unified_kv_cache_update",
+        "called",
+        "The adapter's keys and values of prompt positions are written without attending.",
+        ("key", "value", "layer_name"),
+    ),
+    Seam(
+        "vllm.model_executor.layers.attention.attention:_encode_layer_name",
+        "called",
+        "Names the layer to that operation.",
+        ("layer_name",),
+    ),
+)
+
+
+def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
+    """Look every seam up in the installed vLLM."""
+    return [Finding(seam, _problem(seam)) for seam in seams]
+
+
+def _problem(seam: Seam) -> str:
+    module_name, _, path = seam.target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = inspect.getattr_static(found, name)
+    except (ImportError, AttributeError) as error:
+        return f"not found: {error}"
+    found = getattr(found, "__func__", found)
+    if isinstance(found, type):
+        known = set(getattr(found, "__dataclass_fields__", {})) | set(dir(found))
+    elif callable(found):
+        known = set(inspect.signature(found).parameters)
+    else:
+        known = set()
+    missing = [name for name in seam.parameters if name not in known]
+    return f"lacks {', '.join(missing)}" if missing else ""
