@@ -137,10 +137,11 @@ class Head(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._compute = model.compute_logits  # a bound method: the model is not a submodule of ours
+        # A bound method, so that the model does not become a submodule of ours.
+        self._compute = cast(Callable[[Tensor], Tensor], model.compute_logits)
 
     def forward(self, normed: Tensor) -> Tensor:
-        return cast(Tensor, self._compute(normed))
+        return self._compute(normed)
 
 
 class DraftingPass(_Pass):
