@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import typer
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 from tests.training.models import make_adapter_for, make_llama
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 from vllm_kangaroo.training.cli import enlarge
+from vllm_kangaroo.training.enlarge import EnlargeError
 
 app = typer.Typer()
 app.command("enlarge")(enlarge)
@@ -25,11 +28,20 @@ def test_enlarge_with_adapter(tmp_path: Path) -> None:
     assert AdapterConfig.load(tmp_path / "large" / "kangaroo_adapter").hidden_size == 96
 
 
-def test_enlarge_refuses_in_one_sentence(tmp_path: Path) -> None:
+def test_enlarge_refuses(tmp_path: Path) -> None:
     make_llama(tmp_path / "small")
     paths = [str(tmp_path / "small"), str(tmp_path / "large")]
-    result = CliRunner().invoke(app, [*paths, *SIZES, "--kv-heads", "6"])
-    assert result.exit_code == 2
-    assert "--kv-heads 6 changes" in result.stderr and result.stderr.count("\n") == 1
-    result = CliRunner().invoke(app, [*paths, *SIZES, "--adapter-dst", "x"])
-    assert result.exit_code == 2 and "needs --adapter" in result.stderr
+    for more, message in (
+        (["--kv-heads", "6"], "--kv-heads 6 changes"),
+        (["--adapter-dst", "x"], "--adapter-dst x needs --adapter"),
+    ):
+        result = CliRunner().invoke(app, [*paths, *SIZES, *more])
+        assert isinstance(result.exception, EnlargeError) and message in str(result.exception)
+
+
+def test_a_user_sees_one_sentence() -> None:
+    command = [sys.executable, "-m", "vllm_kangaroo.cli", "enlarge", "none", "x", *SIZES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'none' has no readable config.json" in done.stderr
+    assert done.stderr.strip().count("\n") == 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm_kangaroo.ladder.adapter import KangarooAdapter
 from vllm_kangaroo.training.loss import Agreement, agreement, backward
 from vllm_kangaroo.training.options import AdapterTrainingOptions
-from vllm_kangaroo.training.target import Target
+from vllm_kangaroo.training.target import Target, TargetError
 from vllm_kangaroo.training.windows import Order, Windows
 
 
@@ -35,7 +35,7 @@ def start_adapter(target: Target, options: AdapterTrainingOptions) -> KangarooAd
     the exit skips first; with ``random`` its output projection is zero.
 
     Raises:
-        ValueError: a next layer without attention of the adapter's shape.
+        TargetError: a next layer without attention of the adapter's shape.
     """
     torch.manual_seed(options.seed)
     adapter = KangarooAdapter(target.adapter_config("float32", {}))
@@ -49,7 +49,7 @@ def start_adapter(target: Target, options: AdapterTrainingOptions) -> KangarooAd
         if name.startswith("layers.0."):
             source = layer.get(name.removeprefix("layers.0."))
             if source is None or source.shape != tensor.shape:
-                raise ValueError(
+                raise TargetError(
                     f"--init next-layer finds no {name.removeprefix('layers.0.')} of shape "
                     f"{list(tensor.shape)} in the target's layer {target.exit_layer}; give --init "
                     "random"

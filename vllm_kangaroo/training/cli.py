@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from typer.core import TyperCommand
 
@@ -18,12 +17,6 @@ train_app = typer.Typer(help="Train what speculation needs.", no_args_is_help=Tr
 @train_app.callback()
 def _train() -> None:
     """Train what speculation needs."""
-
-
-def fail(error: Exception | str) -> typer.Exit:
-    """Print a refusal as the one sentence that it is; raise what this returns."""
-    Console(stderr=True, highlight=False).print(f"[red]error:[/] {error}", soft_wrap=True)
-    return typer.Exit(2)
 
 
 class _ManyFiles(TyperCommand):
@@ -87,24 +80,16 @@ def adapter(
     save_every: Annotated[int, typer.Option(help=_help("save_every"))] = _default("save_every"),
 ) -> None:
     """Train a Kangaroo adapter for one exit of a frozen model; interrupt and repeat at will."""
-    values = {**locals(), "held_out": held_out or ()}
-    console = Console()
-    try:
-        options = AdapterTrainingOptions.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise fail(f"{flag} {first['input']}: {first['msg'].lower()}; correct it") from None
+    options = AdapterTrainingOptions.model_validate({**locals(), "held_out": held_out or ()})
     from vllm_kangaroo.training.train_adapter import train_adapter
 
+    console = Console(highlight=False, soft_wrap=True)
     try:
         train_adapter(options, console)
-    except ValueError as error:
-        raise fail(error) from None
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {out}", soft_wrap=True)
+        console.print(f"interrupted; the same command goes on from {out}")
         raise typer.Exit(130) from None
-    console.print(f"adapter written to {out}", highlight=False, soft_wrap=True)
+    console.print(f"adapter written to {out}")
 
 
 def enlarge(
@@ -124,25 +109,23 @@ def enlarge(
     ] = None,
 ) -> None:
     """Make a larger Llama that computes the same function as a small one."""
+    from vllm_kangaroo.training.enlarge import EnlargeError
     from vllm_kangaroo.training.enlarge_checkpoint import enlarge_adapter, enlarge_model
 
-    try:
-        if adapter_dst is not None and adapter is None:
-            raise ValueError(f"--adapter-dst {adapter_dst} needs --adapter; name the adapter")
-        shape = enlarge_model(
-            source,
-            target,
-            hidden=hidden,
-            ffn=ffn,
-            heads=heads,
-            kv_heads=kv_heads,
-            depth_factor=depth_factor,
-        )
-        console = Console(highlight=False)
-        console.print(f"{target}: {shape}", soft_wrap=True)
-        if adapter is not None:
-            adapter_dst = adapter_dst or target / "kangaroo_adapter"
-            enlarge_adapter(adapter, adapter_dst, source, target)
-            console.print(f"{adapter_dst}: adapter", soft_wrap=True)
-    except ValueError as error:
-        raise fail(error) from None
+    if adapter_dst is not None and adapter is None:
+        raise EnlargeError(f"--adapter-dst {adapter_dst} needs --adapter; name the adapter")
+    shape = enlarge_model(
+        source,
+        target,
+        hidden=hidden,
+        ffn=ffn,
+        heads=heads,
+        kv_heads=kv_heads,
+        depth_factor=depth_factor,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{target}: {shape}")
+    if adapter is not None:
+        adapter_dst = adapter_dst or target / "kangaroo_adapter"
+        enlarge_adapter(adapter, adapter_dst, source, target)
+        console.print(f"{adapter_dst}: adapter")

@@ -22,7 +22,7 @@ from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Progress
 from vllm_kangaroo.training.documents import DataError, read_documents
 from vllm_kangaroo.training.options import AdapterTrainingOptions
 from vllm_kangaroo.training.provenance import data_files, file_sha256, provenance
-from vllm_kangaroo.training.state import load_state, remove_state, save_state
+from vllm_kangaroo.training.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.target import Target
 from vllm_kangaroo.training.windows import Windows, pack
 
@@ -36,15 +36,16 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     ends with the weights of an uninterrupted run.
 
     Raises:
-        ValueError: `TargetError`, `DataError` or `ResumeError`, or an adapter already in ``out``.
+        TargetError, DataError: see `Target.load` and `read_documents`.
+        ResumeError: an adapter, or the state of another run, in ``out``.
     """
     if (options.out / CONFIG_FILE).exists():
-        raise ValueError(f"--out '{options.out}' already holds an adapter; name a new directory")
+        raise ResumeError(f"--out '{options.out}' already holds an adapter; name a new directory")
     run = _run_identity(options)
     state = load_state(options.out, run)
     dtype = getattr(torch, options.dtype)
     target = Target.load(options.model, options.exit_layer, dtype, options.device)
-    console.print("reading data", highlight=False)
+    console.print("reading data")
     windows, held_out = _windows(options)
     steps = options.steps or max(len(windows) // options.batch_size, 1)
     trainer = AdapterTrainer(target, windows, steps, options)
@@ -54,7 +55,7 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     else:
         bare = state["bare"]
         trainer.restore(state["trainer"])
-        console.print(f"going on after step {trainer.progress.step}", highlight=False)
+        console.print(f"going on after step {trainer.progress.step}")
 
     def save() -> None:
         save_state(options.out, {"run": run, "bare": bare, "trainer": trainer.state()})
@@ -147,7 +148,7 @@ def _describe(figures: dict[str, float]) -> str:
 def _print(console: Console, title: str, parts: dict[str, dict[str, float]]) -> None:
     for name, figures in parts.items():
         text = f"{title}, held-out {name}: loss {figures['loss']:.4f}  {_describe(figures)}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text)
 
 
 def _rounded(parts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
