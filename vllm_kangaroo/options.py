@@ -1,7 +1,7 @@
 """What a user can set, and how a wrong setting is refused.
 
 One pydantic model per method. :func:`parse_options` reads the dictionary a user gives as
-``speculative_config``; :meth:`KangarooOptions.resolve` checks it against the target model and yields the
+``speculative_config``; its ``resolve`` checks it against the target model and yields the
 :class:`EarlyExitPlan` the engine runs. Neither torch nor vLLM is imported here.
 """
 
@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 
-METHODS = ("kangaroo",)
 DEFAULT_ADAPTER_DIR = "kangaroo_adapter"
 
 
@@ -43,27 +42,41 @@ class EarlyExitPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["kangaroo"]
+    method: Literal["kangaroo", "hispec"]
     exits: tuple[int, ...] = Field(
         description="Exit layers in order, the last being all layers: tier t is [exits[t-1], exits[t])."
     )
-    adapter: str | None = Field(
-        description="Adapter directory, or None for the target's own norm and head."
+    adapters: tuple[str | None, ...] = Field(
+        description="Adapter directory of each exit below the last, or None for the target's own norm and head."
     )
     num_speculative_tokens: int
     confidence_threshold: float
+    tokens_per_round: int | None = Field(
+        default=None,
+        description="Drafts between intermediate verifications, or None where there are none.",
+    )
 
 
-class KangarooOptions(BaseModel):
-    """``speculative_config`` for ``"method": "kangaroo"`` (arXiv 2404.18911)."""
+class _Options(BaseModel):
+    """What the methods have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     remedies: ClassVar[dict[str, str]] = {
         "num_speculative_tokens": "choose a whole number of at least 1, such as 6",
+        "draft_tokens_per_round": "choose a whole number of at least 1, such as 2",
         "confidence_threshold": "choose a probability between 0 and 1, such as 0.6",
         "exit_layer": "choose a whole number from 1 to the model's number of layers",
+        "draft_exit_layer": "choose a whole number from 1 to the model's number of layers",
+        "verify_exit_layer": "choose a whole number from 1 to the model's number of layers",
+        "intermediate_verification": "choose true or false",
         "model": "give the path of an adapter directory",
+        "draft_adapter": "give the path of an adapter directory",
+        "verify_adapter": "give the path of an adapter directory",
     }
+
+
+class KangarooOptions(_Options):
+    """``speculative_config`` for ``"method": "kangaroo"`` (arXiv 2404.18911)."""
 
     method: Literal["kangaroo"] = "kangaroo"
     model: str | None = Field(
@@ -93,38 +106,24 @@ class KangarooOptions(BaseModel):
             OptionError: if the exit layer is out of range or the adapter is missing, torn or made for
                 another model.
         """
-        adapter_dir = (
-            None
-            if self.exit_layer is not None and self.model is None
-            else self._adapter_dir(target)
-        )
-        if adapter_dir is None:
-            assert self.exit_layer is not None
-            exit_layer = self.exit_layer
-            if exit_layer > target.num_hidden_layers:
-                raise OptionError(
-                    f"speculative_config['exit_layer']={exit_layer} is beyond the {target.num_hidden_layers} layers "
-                    f"of {target.name}: choose a layer from 1 to {target.num_hidden_layers - 1}."
-                )
+        if self.model is None and self.exit_layer is not None:
+            _check_layer("exit_layer", self.exit_layer, target, most=target.num_hidden_layers)
+            exit_layer, adapter = self.exit_layer, None
         else:
-            exit_layer = self._check_adapter(adapter_dir, target).exit_layer
+            directory = self._adapter_dir(target)
+            exit_layer = check_adapter("model", directory, target, "exit_layer", self.exit_layer)
+            adapter = str(directory)
         return EarlyExitPlan(
             method="kangaroo",
             exits=(exit_layer, target.num_hidden_layers),
-            adapter=None if adapter_dir is None else str(adapter_dir),
+            adapters=(adapter,),
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=self.confidence_threshold,
         )
 
     def _adapter_dir(self, target: TargetShape) -> Path:
         if self.model is not None:
-            directory = Path(self.model).expanduser()
-            if not directory.is_dir():
-                raise OptionError(
-                    f"speculative_config['model']={self.model!r} is not a directory: give the path of a Kangaroo "
-                    f"adapter (config.json and model.safetensors), as `vllm-kangaroo train adapter` writes it."
-                )
-            return directory
+            return Path(self.model).expanduser()
         beside = Path(target.name) / DEFAULT_ADAPTER_DIR
         if beside.is_dir():
             return beside
@@ -133,52 +132,165 @@ class KangarooOptions(BaseModel):
             f"the path of an adapter, or set 'exit_layer' to draft with the model's own head."
         )
 
-    def _check_adapter(self, directory: Path, target: TargetShape) -> AdapterConfig:
-        try:
-            config = AdapterConfig.load(directory)
-        except ValueError as error:
+
+class HiSpecOptions(_Options):
+    """``speculative_config`` for ``"method": "hispec"`` (arXiv 2510.01336)."""
+
+    method: Literal["hispec"] = "hispec"
+    draft_exit_layer: int | None = Field(
+        default=None, ge=1, description="Draft after this many layers. Default: an eighth of them."
+    )
+    verify_exit_layer: int | None = Field(
+        default=None,
+        ge=1,
+        description="Check drafts after this many layers. Default: a quarter of them.",
+    )
+    draft_tokens_per_round: int = Field(
+        default=2, ge=1, description="Drafts between intermediate verifications (the paper's N_d)."
+    )
+    num_speculative_tokens: int = Field(
+        default=4,
+        ge=1,
+        description="Tokens gathered before the full model verifies (the paper's N_i).",
+    )
+    confidence_threshold: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="A round's drafting also stops after a token whose probability is below this; 0 is off.",
+    )
+    intermediate_verification: bool = Field(
+        default=True,
+        description="False is single-layer speculation: the full model checks the drafts of the draft exit.",
+    )
+    draft_adapter: str | None = Field(
+        default=None, description="Directory of a Kangaroo adapter for the draft exit."
+    )
+    verify_adapter: str | None = Field(
+        default=None, description="Directory of a Kangaroo adapter for the intermediate exit."
+    )
+
+    def resolve(self, target: TargetShape) -> EarlyExitPlan:
+        """Check the options against the target model.
+
+        Raises:
+            OptionError: if the exits are out of order or range, N_d exceeds N_i, or an adapter does not fit.
+        """
+        layers = target.num_hidden_layers
+        draft = self._exit("draft", max(1, layers // 8), target)
+        if not self.intermediate_verification:
+            return self._plan((draft, layers), (self.draft_adapter,), None)
+        verify = self._exit("verify", max(draft + 1, layers // 4), target)
+        if draft >= verify:
             raise OptionError(
-                f"speculative_config['model']={str(directory)!r} cannot be used: {error}"
-            ) from error
-        where = f"speculative_config['model']={str(directory)!r}"
-        remedy = f"use an adapter trained for {target.name}, or train one with `vllm-kangaroo train adapter`."
-        for key in (
-            "hidden_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-        ):
-            ours, theirs = getattr(config, key), getattr(target, key)
-            if ours != theirs:
-                raise OptionError(
-                    f"{where} is an adapter with {key} {ours}, but {target.name} has {key} {theirs}: {remedy}"
-                )
-        if config.target.num_hidden_layers != target.num_hidden_layers:
-            raise OptionError(
-                f"{where} was trained for {config.target.name_or_path} of {config.target.num_hidden_layers} layers, "
-                f"but {target.name} has {target.num_hidden_layers}: {remedy}"
+                f"speculative_config['draft_exit_layer']={draft} is not below verify_exit_layer={verify}: choose exits "
+                f"in increasing order, or set 'intermediate_verification' to false."
             )
-        if config.target.architecture != target.architecture:
+        if self.draft_tokens_per_round > self.num_speculative_tokens:
             raise OptionError(
-                f"{where} was trained for a {config.target.architecture}, but {target.name} is a "
-                f"{target.architecture}: {remedy}"
+                f"speculative_config['draft_tokens_per_round']={self.draft_tokens_per_round} exceeds "
+                f"num_speculative_tokens={self.num_speculative_tokens}: choose at most that many."
             )
-        if self.exit_layer is not None and self.exit_layer != config.exit_layer:
-            raise OptionError(
-                f"speculative_config['exit_layer']={self.exit_layer} contradicts the adapter {str(directory)!r}, "
-                f"which was trained at exit layer {config.exit_layer}: leave 'exit_layer' out, or choose an adapter "
-                f"of that exit."
+        return self._plan(
+            (draft, verify, layers),
+            (self.draft_adapter, self.verify_adapter),
+            self.draft_tokens_per_round,
+        )
+
+    def _exit(self, which: str, default: int, target: TargetShape) -> int:
+        key, adapter = f"{which}_exit_layer", getattr(self, f"{which}_adapter")
+        layer: int | None = getattr(self, key)
+        if adapter is not None:
+            layer = check_adapter(
+                f"{which}_adapter", Path(adapter).expanduser(), target, key, layer
             )
-        if not 1 <= config.exit_layer < target.num_hidden_layers:
-            raise OptionError(
-                f"{where} exits after layer {config.exit_layer}, but {target.name} has {target.num_hidden_layers} "
-                f"layers: {remedy}"
-            )
-        return config
+        layer = default if layer is None else layer
+        _check_layer(key, layer, target, most=target.num_hidden_layers - 1)
+        return layer
+
+    def _plan(
+        self, exits: tuple[int, ...], adapters: tuple[str | None, ...], per_round: int | None
+    ) -> EarlyExitPlan:
+        return EarlyExitPlan(
+            method="hispec",
+            exits=exits,
+            adapters=adapters,
+            num_speculative_tokens=self.num_speculative_tokens,
+            confidence_threshold=self.confidence_threshold,
+            tokens_per_round=per_round,
+        )
 
 
-def parse_options(config: Mapping[str, Any]) -> KangarooOptions:
+def _check_layer(key: str, layer: int, target: TargetShape, *, most: int) -> None:
+    if layer > most:
+        raise OptionError(
+            f"speculative_config[{key!r}]={layer} is beyond the {target.num_hidden_layers} layers of {target.name}: "
+            f"choose a layer from 1 to {target.num_hidden_layers - 1}."
+        )
+
+
+def check_adapter(
+    key: str, directory: Path, target: TargetShape, layer_key: str, layer: int | None
+) -> int:
+    """Check an adapter against the target and an exit layer set beside it; returns the adapter's exit layer.
+
+    Raises:
+        OptionError: if it is missing, torn, or made for another model or exit.
+    """
+    where = f"speculative_config[{key!r}]={str(directory)!r}"
+    remedy = f"use an adapter trained for {target.name}, or train one with `vllm-kangaroo train adapter`."
+    if not directory.is_dir():
+        raise OptionError(
+            f"{where} is not a directory: give the path of a Kangaroo adapter (config.json and model.safetensors), as "
+            f"`vllm-kangaroo train adapter` writes it."
+        )
+    try:
+        config = AdapterConfig.load(directory)
+    except ValueError as error:
+        raise OptionError(f"{where} cannot be used: {error}") from error
+    for shape in (
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    ):
+        ours, theirs = getattr(config, shape), getattr(target, shape)
+        if ours != theirs:
+            raise OptionError(
+                f"{where} is an adapter with {shape} {ours}, but {target.name} has {shape} {theirs}: {remedy}"
+            )
+    made_for = config.target
+    if made_for.num_hidden_layers != target.num_hidden_layers:
+        raise OptionError(
+            f"{where} was trained for {made_for.name_or_path} of {made_for.num_hidden_layers} layers, but "
+            f"{target.name} has {target.num_hidden_layers}: {remedy}"
+        )
+    if made_for.architecture != target.architecture:
+        raise OptionError(
+            f"{where} was trained for a {made_for.architecture}, but {target.name} is a {target.architecture}: {remedy}"
+        )
+    if not 1 <= config.exit_layer < target.num_hidden_layers:
+        raise OptionError(
+            f"{where} exits after layer {config.exit_layer}, but {target.name} has {target.num_hidden_layers} layers: "
+            f"{remedy}"
+        )
+    if layer is not None and layer != config.exit_layer:
+        raise OptionError(
+            f"speculative_config[{layer_key!r}]={layer} contradicts the adapter {str(directory)!r}, which was trained "
+            f"at exit layer {config.exit_layer}: leave {layer_key!r} out, or choose an adapter of that exit."
+        )
+    return config.exit_layer
+
+
+OPTIONS: dict[str, type[KangarooOptions] | type[HiSpecOptions]] = {
+    "kangaroo": KangarooOptions,
+    "hispec": HiSpecOptions,
+}
+METHODS = tuple(OPTIONS)
+
+
+def parse_options(config: Mapping[str, Any]) -> KangarooOptions | HiSpecOptions:
     """Read a user's ``speculative_config``.
 
     Raises:
@@ -186,21 +298,22 @@ def parse_options(config: Mapping[str, Any]) -> KangarooOptions:
     """
     values = {key.replace("-", "_"): value for key, value in config.items()}
     method = values.get("method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in OPTIONS:
         raise OptionError(
             f"speculative_config['method']={method!r} is not one of {', '.join(METHODS)}: choose one of them."
         )
     try:
-        return KangarooOptions(**values)
+        return OPTIONS[method](**values)
     except ValidationError as error:
-        raise OptionError(_sentence(error, KangarooOptions)) from None
+        raise OptionError(_sentence(error, OPTIONS[method])) from None
 
 
-def _sentence(error: ValidationError, model: type[KangarooOptions]) -> str:
+def _sentence(error: ValidationError, model: type[_Options]) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    given = f"speculative_config[{key!r}]={first['input']!r}"
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(model.model_fields))
-        return f"speculative_config[{key!r}]={first['input']!r} is not an option of this method: use one of {known}."
+        return f"{given} is not an option of this method: use one of {known}."
     said = first["msg"][0].lower() + first["msg"][1:]
-    return f"speculative_config[{key!r}]={first['input']!r} is refused ({said}): {model.remedies.get(key, 'correct it')}."
+    return f"{given} is refused ({said}): {model.remedies.get(key, 'correct it')}."

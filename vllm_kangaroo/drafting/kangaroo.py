@@ -82,6 +82,18 @@ def draft(
     attention: ChainAttention,
     threshold: float,
 ) -> Drafts:
+    """One round of Kangaroo: a chain of drafts per request."""
+    ladder.counters.rounds += len(drafters.token_ids)
+    return draft_chain(ladder, drafters, draft_pass, attention, threshold)
+
+
+def draft_chain(
+    ladder: Ladder,
+    drafters: Drafters,
+    draft_pass: DraftPass,
+    attention: ChainAttention,
+    threshold: float,
+) -> Drafts:
     """Draft for every request until it stops.
 
     The rule that ends position k looks only at probabilities of position k and before, so sampling stays exact.
@@ -125,7 +137,6 @@ def draft(
         drafters.slots, drafters.starts, drafters.token_ids, drafts.token_ids, strict=True
     ):
         store.note_tokens(int(slot), int(start), [first, *drafted[:-1]])
-    counters.rounds += len(drafters.token_ids)
     counters.draft_seconds += perf_counter() - began
     counters.draft_pass_seconds += in_pass
     return drafts

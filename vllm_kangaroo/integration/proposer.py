@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from vllm_kangaroo.drafting.kangaroo import Drafters, draft
+from vllm_kangaroo.drafting import hispec, kangaroo
+from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration import tiers
 from vllm_kangaroo.integration.adapter import AdapterLayer
 from vllm_kangaroo.integration.attention import PagedAttention
@@ -37,53 +40,59 @@ class EarlyExitProposer:
         self.attention: PagedAttention
 
     def load_model(self, target: nn.Module) -> None:
-        """Cut ``target`` at the plan's exits and load the adapter.
+        """Cut ``target`` at the plan's exits and load the adapters.
 
         Raises:
-            OptionError: if the model cannot be cut, or the adapter was trained for other weights.
+            OptionError: if the model cannot be cut, or an adapter was trained for other weights.
         """
         decoder = tiers.find_decoder(target)
         keys = tiers.state_keys(target, self.vllm_config)
-        exit_layer, layers = self.plan.exits
-        label = f"{exit_layer}/{layers}{'' if self.plan.adapter is None else '+adapter'}"
-        top = tiers.LayerRange(decoder, keys, exit_layer, layers, last=True)
-        bottom = tiers.LayerRange(decoder, keys, 0, exit_layer, last=False)
-        norm = tiers.LayerRange(decoder, keys, layers, layers, last=True)
-        norm.first = False
-        adapter = (
-            None
-            if self.plan.adapter is None
-            else self._load_adapter(Path(self.plan.adapter), target, decoder)
-        )
-        self._bottom = tiers.compiled(
-            tiers.BottomPass, label, self.vllm_config, tier=bottom, adapter=adapter
-        )
-        self._top = tiers.compiled(tiers.TopPass, label, self.vllm_config, tier=top)
-        self._draft = tiers.compiled(
-            tiers.DraftingPass,
-            label,
-            self.vllm_config,
-            tier=bottom,
-            adapter=adapter,
-            norm=norm,
-            head=tiers.Head(target),
-        )
         self._pad = (None,) * (2 - len(keys))
+        exits = (0, *self.plan.exits)
+        layers = exits[-1]
+        norm = tiers.LayerRange(decoder, keys, layers, layers, last=True)
+        ranges = [
+            tiers.LayerRange(decoder, keys, start, end, last=tier == len(exits) - 2)
+            for tier, (start, end) in enumerate(pairwise(exits))
+        ]
+        adapters = [
+            None if path is None else self._load_adapter(Path(path), layers + at, target, decoder)
+            for at, path in enumerate(self.plan.adapters)
+        ]
+        heads = [tiers.ExitHead(target, norm, adapter) for adapter in adapters]
+
+        self._bottom = self._compiled(tiers.BottomPass, 0, tier=ranges[0], adapter=adapters[0])
+        self._draft = self._compiled(tiers.DraftingPass, 0, tier=ranges[0], exit=heads[0])
+        self._middle = [
+            self._compiled(tiers.MiddlePass, t, tier=ranges[t], adapter=adapters[t])
+            for t in range(1, len(ranges) - 1)
+        ]
+        self._check = [
+            self._compiled(tiers.CheckingPass, t, tier=ranges[t], exit=heads[t])
+            for t in range(1, len(ranges) - 1)
+        ]
+        self._top = self._compiled(tiers.TopPass, len(ranges) - 1, tier=ranges[-1])
         self.ladder = Ladder(
             lambda input_ids, positions: self._bottom(input_ids, positions)[0],
-            (),
+            [partial(self._run_middle, run) for run in self._middle],
             lambda positions, state: self._top(positions, *state, *self._pad),
             width=self.plan.num_speculative_tokens + 1,
             device=self.vllm_config.device_config.device,
         )
+        heads_named = ", ".join(
+            path or "the target's own norm and head" for path in self.plan.adapters
+        )
         logger.info(
-            "Early exit after layer %d of %d; drafting with %s.",
-            exit_layer,
-            layers,
-            self.plan.adapter or "the target's own norm and head",
+            "Exits after layers %s of %d, with %s.", self.plan.exits[:-1], layers, heads_named
         )
 
-    def _load_adapter(self, directory: Path, target: nn.Module, decoder: nn.Module) -> AdapterLayer:
+    def _compiled(self, kind: Any, number: int, /, **parts: Any) -> Any:
+        # The plan's exits and adapters are part of the config's hash, which is part of the compile cache's key.
+        return tiers.compiled(kind, f"tier {number + 1}", self.vllm_config, **parts)
+
+    def _load_adapter(
+        self, directory: Path, index: int, target: nn.Module, decoder: nn.Module
+    ) -> AdapterLayer:
         config = AdapterConfig.load(directory)
         norm = getattr(decoder, "norm", None)
         if config.target.norm_fingerprint is not None and norm is not None:
@@ -96,7 +105,7 @@ class EarlyExitProposer:
                     f"train one with `vllm-kangaroo train adapter`."
                 )
         model_config = self.vllm_config.model_config
-        layer = AdapterLayer(config, self.vllm_config, self.plan.exits[-1])
+        layer = AdapterLayer(config, self.vllm_config, index)
         layer.load(directory)
         for module in layer.modules():
             if (quant_method := getattr(module, "quant_method", None)) is not None:
@@ -110,9 +119,12 @@ class EarlyExitProposer:
 
     def warm(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Run every pass once without attention metadata, as vLLM's profiling does; compiles what is to be compiled."""
-        state = self.ladder.bottom(input_ids, positions)
         some = slice(0, self.vllm_config.scheduler_config.max_num_seqs)
         self._draft(input_ids[some].to(torch.int32), positions[some])
+        state = self.ladder.bottom(input_ids, positions)
+        for middle, check in zip(self.ladder.middle, self._check, strict=True):
+            check(positions[some], *(part[some].clone() for part in state), *self._pad)
+            state = middle(positions, state)
         return self.ladder.top(positions, state)
 
     def forward(
@@ -124,12 +136,23 @@ class EarlyExitProposer:
 
     def draft(self, drafters: Drafters) -> list[list[int]]:
         """Draft for some requests of the batch: their draft tokens, in the drafters' order."""
-        return draft(
-            self.ladder, drafters, self._run_draft, self.attention, self.plan.confidence_threshold
+        plan = self.plan
+        if plan.tokens_per_round is None:
+            return kangaroo.draft(
+                self.ladder, drafters, self._draft, self.attention, plan.confidence_threshold
+            ).token_ids
+        return hispec.draft(
+            self.ladder,
+            drafters,
+            self._draft,
+            lambda positions, state: self._check[0](positions, *state, *self._pad),
+            self.attention,
+            tokens_per_round=plan.tokens_per_round,
+            threshold=plan.confidence_threshold,
         ).token_ids
 
-    def _run_draft(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
-        return self._draft(input_ids, positions)
+    def _run_middle(self, run: Any, positions: Tensor, state: State) -> State:
+        return cast(State, run(positions, *state, *self._pad)[0])
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """vLLM's hook for drafters without hidden states; the runner drafts through :meth:`draft` instead."""

@@ -87,6 +87,26 @@ class LayerRange(nn.Module):
         return out if self.last else tuple(out[key] for key in self.keys)
 
 
+class ExitHead(nn.Module):
+    """Turns a tier's output into logits: an adapter, or the target's own final norm, then the target's LM head."""
+
+    def __init__(self, model: nn.Module, norm: LayerRange, adapter: AdapterLayer | None) -> None:
+        super().__init__()
+        self.norm = norm
+        self.adapter = adapter
+        # A bound method, so that the model does not become a submodule of ours.
+        self._compute_logits = cast(Callable[[Tensor], Tensor], model.compute_logits)
+
+    def forward(self, positions: Tensor, state: State) -> Tensor:
+        """States ``[tokens, N]`` -> logits ``[tokens, V]``; leaves the states as they are."""
+        if self.adapter is None:
+            # The norm may work in place, and the states are kept for the tier above.
+            normed = self.norm(None, positions, tuple(part.clone() for part in state))
+        else:
+            normed = self.adapter(positions, _residual_stream(state))
+        return self._compute_logits(normed)
+
+
 class _Pass(nn.Module):
     """Base of everything that is compiled as one graph."""
 
@@ -104,22 +124,33 @@ class BottomPass(_Pass):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor | None]:
         state = self.tier(input_ids, positions, None)
-        written = (
-            None
-            if self.adapter is None
-            else self.adapter.absorb(positions, _residual_stream(state))
-        )
-        return state, written
+        return state, _absorbed(self.adapter, positions, state)
 
 
 class MiddlePass(_Pass):
-    """Layers between two exits."""
+    """Layers between two exits, over positions that no intermediate verification has seen."""
 
     tier: LayerRange
+    adapter: AdapterLayer | None
 
-    def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> State:
-        state = (hidden_states,) if residual is None else (hidden_states, residual)
-        return cast(State, self.tier(None, positions, state))
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None
+    ) -> tuple[State, Tensor | None]:
+        state = self.tier(None, positions, _state(hidden_states, residual))
+        return state, _absorbed(self.adapter, positions, state)
+
+
+class CheckingPass(_Pass):
+    """Layers between two exits and the exit head: the intermediate verifier's own next tokens."""
+
+    tier: LayerRange
+    exit: ExitHead
+
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None
+    ) -> tuple[State, Tensor]:
+        state = self.tier(None, positions, _state(hidden_states, residual))
+        return state, self.exit(positions, state).argmax(dim=-1)
 
 
 class TopPass(_Pass):
@@ -128,40 +159,28 @@ class TopPass(_Pass):
     tier: LayerRange
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
-        state = (hidden_states,) if residual is None else (hidden_states, residual)
-        return cast(Tensor, self.tier(None, positions, state))
-
-
-class Head(nn.Module):
-    """The target's own LM head."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        # A bound method, so that the model does not become a submodule of ours.
-        self._compute = cast(Callable[[Tensor], Tensor], model.compute_logits)
-
-    def forward(self, normed: Tensor) -> Tensor:
-        return self._compute(normed)
+        return cast(Tensor, self.tier(None, positions, _state(hidden_states, residual)))
 
 
 class DraftingPass(_Pass):
     """Tier 1 and the exit head: one token in, the next token and its probability out."""
 
     tier: LayerRange
-    adapter: AdapterLayer | None
-    norm: LayerRange
-    head: Head
+    exit: ExitHead
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
         state = self.tier(input_ids, positions, None)
-        if self.adapter is None:
-            # The norm may work in place, and the state is kept for verification.
-            normed = self.norm(None, positions, tuple(part.clone() for part in state))
-        else:
-            normed = self.adapter(positions, _residual_stream(state))
-        logits = self.head(normed).float()
+        logits = self.exit(positions, state).float()
         top, token_ids = logits.max(dim=-1)
         return state, token_ids.to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
+
+
+def _state(hidden_states: Tensor, residual: Tensor | None) -> State:
+    return (hidden_states,) if residual is None else (hidden_states, residual)
+
+
+def _absorbed(adapter: AdapterLayer | None, positions: Tensor, state: State) -> Tensor | None:
+    return None if adapter is None else adapter.absorb(positions, _residual_stream(state))
 
 
 def _residual_stream(state: State) -> Tensor:

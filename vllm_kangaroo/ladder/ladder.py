@@ -9,7 +9,7 @@ over the right positions is provided by an :class:`Attention`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -136,13 +136,16 @@ class Ladder:
         kept = self._usable(spans, host_ids)
         state, state_skip = self._complete_bottom(spans, kept[0], input_ids, attention)
         for level, tier in enumerate(self.middle, start=1):
-            entry = self._entry(level, spans, kept[level], state_skip, state)
             tail = spans.tail(kept[level])
             present = tail.lengths > 0
             if present.any():
+                entry = self._entry(level, spans, kept[level], state_skip, state)
                 with attention.over(tail.pick(present)) as positions:
                     state = tier(positions, entry)
                 self._count(level, tail.tokens, spans.tokens)
+            else:
+                state = None
+                self.counters.reused[level] += spans.tokens
             state_skip = kept[level]
         entry = self._entry(self.tiers - 1, spans, np.zeros_like(spans.lengths), state_skip, state)
         with attention.over(spans) as positions:
@@ -228,6 +231,41 @@ class Ladder:
         order[np.repeat(begin + stored, new) + ragged_arange(new)] = np.arange(total, len(order))
         index = torch.from_numpy(order).to(mixed[0].device)
         return tuple(part.index_select(0, index) for part in mixed)
+
+    def climb(
+        self,
+        level: int,
+        spans: Spans,
+        attention: Attention,
+        run: Callable[[Tensor, State], tuple[State, Tensor]],
+    ) -> Tensor:
+        """Climb one tier between the bottom and the top over positions the tier below has just computed.
+
+        Args:
+            spans: each starts at this tier's frontier and ends at the frontier of the tier below.
+            run: the tier with its exit head: positions and states ``[tokens, N]`` -> states, verdicts ``[tokens]``.
+
+        Returns:
+            The verdicts of all positions.
+        """
+        below, store = self.stores[level - 1], self.stores[level]
+        slots, flat = np.repeat(spans.slots, spans.lengths), spans.positions()
+        index = below.index(slots, flat)
+        with attention.over(spans) as positions:
+            state, verdicts = run(positions, below.get(index))
+        store.put(index, state)  # both stores are rings of the same width
+        self.frontiers[spans.slots, level] = spans.ends
+        self.counters.positions[level] += spans.tokens
+        self.counters.passes[level] += 1
+        return verdicts
+
+    def retreat(self, slots: IntArray, lengths: IntArray) -> None:
+        """Cut the frontiers below the top back to ``lengths[i]`` positions after an intermediate rejection."""
+        lower = self.frontiers[slots, :-1]
+        cut = np.minimum(lower, lengths[:, None])
+        for tier, positions in enumerate((lower - cut).sum(axis=0)):
+            self.counters.dropped[tier] += int(positions)
+        self.frontiers[slots, :-1] = cut
 
     def rewind(self, slots: IntArray, lengths: IntArray) -> None:
         """Cut every frontier of ``slots[i]`` back to ``lengths[i]`` positions after a verification."""

@@ -1,0 +1,111 @@
+"""HiSpec's drafting rounds (arXiv 2510.01336, section 3) for a whole batch.
+
+A round drafts a few tokens with the first tier and checks them in one ragged pass of the second. Tokens both agree on
+join the buffer, and at the first disagreement the intermediate verifier's own token does. Rounds go on until the buffer
+is full; the full model then verifies the buffer. Only the full model decides output: whatever the intermediate
+verifier accepts or rejects changes how much is accepted, never which tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from vllm_kangaroo.drafting.kangaroo import (
+    ChainAttention,
+    Drafters,
+    DraftPass,
+    Drafts,
+    draft_chain,
+)
+from vllm_kangaroo.ladder.ladder import Attention, Ladder
+from vllm_kangaroo.ladder.spans import IntArray, Spans
+from vllm_kangaroo.ladder.store import State
+
+
+class CheckPass(Protocol):
+    """Tier 2 and its exit head."""
+
+    def __call__(self, positions: Tensor, state: State) -> tuple[State, Tensor]:
+        """States ``[tokens, N]`` of tier 1 -> states of tier 2 and its next tokens ``[tokens]``."""
+        ...
+
+
+class RoundAttention(Attention, ChainAttention, Protocol):
+    """Serves both kinds of passes."""
+
+
+def draft(
+    ladder: Ladder,
+    drafters: Drafters,
+    draft_pass: DraftPass,
+    check_pass: CheckPass,
+    attention: RoundAttention,
+    *,
+    tokens_per_round: int,
+    threshold: float,
+) -> Drafts:
+    """Fill every request's buffer by rounds of drafting and intermediate verification.
+
+    Args:
+        tokens_per_round: N_d, drafts per round. The buffer's size N_i is each drafter's limit.
+        threshold: a round's drafting also stops below this un-tempered probability; 0 turns that off.
+
+    Returns:
+        The buffers. Confidences are those of the tokens when drafted, 1.0 for the intermediate verifier's own.
+    """
+    buffers = Drafts([[] for _ in drafters.token_ids], [[] for _ in drafters.token_ids])
+    newest = list(drafters.token_ids)
+    going = list(range(len(newest)))
+    while going:
+        filled = np.array([len(buffers.token_ids[who]) for who in going], dtype=np.int64)
+        round_ = Drafters(
+            rows=drafters.rows[going],
+            slots=drafters.slots[going],
+            starts=drafters.starts[going] + filled,
+            token_ids=[newest[who] for who in going],
+            limits=np.minimum(drafters.limits[going] - filled, tokens_per_round),
+            stop_ids=[drafters.stop_ids[who] for who in going],
+        )
+        drafted = draft_chain(ladder, round_, draft_pass, attention, threshold)
+        checked = _check(ladder, round_, drafted, check_pass, attention)
+        for who, tokens, confidences in zip(
+            going, checked.token_ids, checked.confidences, strict=True
+        ):
+            buffers.token_ids[who] += tokens
+            buffers.confidences[who] += confidences
+            newest[who] = tokens[-1]
+        going = [
+            who
+            for who in going
+            if len(buffers.token_ids[who]) < drafters.limits[who]
+            and newest[who] not in drafters.stop_ids[who]
+        ]
+    ladder.counters.rounds += len(newest)
+    return buffers
+
+
+def _check(
+    ladder: Ladder, round_: Drafters, drafted: Drafts, check_pass: CheckPass, attention: Attention
+) -> Drafts:
+    """One intermediate verification: what each request's buffer gains."""
+    lengths = np.array([len(tokens) for tokens in drafted.token_ids], dtype=np.int64)
+    spans = Spans(round_.rows, round_.slots, round_.starts, lengths)
+    verdicts = ladder.climb(1, spans, attention, check_pass).tolist()
+    gained = Drafts()
+    rest: IntArray = np.empty(len(lengths), dtype=np.int64)
+    offset = 0
+    for at, (tokens, confidences) in enumerate(
+        zip(drafted.token_ids, drafted.confidences, strict=True)
+    ):
+        own = verdicts[offset : offset + len(tokens)]
+        offset += len(tokens)
+        agreed = next((i for i, token in enumerate(tokens) if own[i] != token), len(tokens))
+        rejected = agreed < len(tokens)
+        gained.token_ids.append(tokens[:agreed] + own[agreed : agreed + 1])
+        gained.confidences.append(confidences[:agreed] + [1.0] * rejected)
+        rest[at] = round_.starts[at] + agreed + rejected
+    ladder.retreat(round_.slots, rest)
+    return gained
