@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_kangaroo.drafting import hispec, kangaroo
 from vllm_kangaroo.drafting.kangaroo import Drafters
@@ -105,7 +106,8 @@ class EarlyExitProposer:
                     f"train one with `vllm-kangaroo train adapter`."
                 )
         model_config = self.vllm_config.model_config
-        layer = AdapterLayer(config, self.vllm_config, index)
+        with set_default_torch_dtype(model_config.dtype), self.vllm_config.device_config.device:
+            layer = AdapterLayer(config, self.vllm_config, index)
         layer.load(directory)
         for module in layer.modules():
             if (quant_method := getattr(module, "quant_method", None)) is not None:
