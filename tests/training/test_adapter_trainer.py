@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from tests.training.models import make_llama
 from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Progress, start_adapter
@@ -70,6 +70,21 @@ def test_random_start_drafts_as_the_bare_head(tmp_path: Path, make: Any) -> None
     ids = torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(0))
     exit_state, _ = target.states(ids)
     expected = target.final_norm(exit_state)
+    assert torch.allclose(start_adapter(target, chosen)(exit_state), expected, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [make_llama, gemma])
+def test_next_layer_start_adds_that_layer_s_attention(tmp_path: Path, make: Any) -> None:
+    make(tmp_path)
+    chosen = options(tmp_path, init="next-layer", exit_layer=2)
+    target = load(chosen)
+    ids = torch.randint(97, (1, 1), generator=torch.Generator().manual_seed(0))
+    exit_state, _ = target.states(ids)
+    layer = target.model.get_decoder().layers[2]
+    value = layer.self_attn.v_proj(layer.input_layernorm(exit_state))  # all there is to attend to
+    mixed = value.view(1, 1, 2, 8).repeat_interleave(3, dim=2).flatten(2)
+    expected = target.final_norm(exit_state + layer.self_attn.o_proj(mixed))
     assert torch.allclose(start_adapter(target, chosen)(exit_state), expected, atol=1e-4)
 
 
@@ -167,3 +182,19 @@ def test_model_without_rms_norm(tmp_path: Path) -> None:
     )
     with pytest.raises(TargetError, match=r"\(gpt2\) has no rms_norm_eps"):
         load(options(tmp_path))
+
+
+def test_next_layer_of_another_make_is_refused(tmp_path: Path) -> None:
+    config = Phi3Config(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        pad_token_id=0,
+    )
+    Phi3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(TargetError, match=r"finds no self_attn.q_proj.weight .* --init random"):
+        start_adapter(load(options(tmp_path)), options(tmp_path))
+    chosen = options(tmp_path, init="random")
+    start_adapter(load(chosen), chosen)

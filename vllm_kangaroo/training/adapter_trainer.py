@@ -40,21 +40,23 @@ def start_adapter(target: Target, options: AdapterTrainingOptions) -> KangarooAd
     torch.manual_seed(options.seed)
     adapter = KangarooAdapter(target.adapter_config("float32", {}))
     state = adapter.state_dict()
-    state["norm.weight"].copy_(target.final_norm_scale())
+    state["norm.weight"].copy_(target.norm_scale(target.final_norm))
     if options.init == "random":
         state["layers.0.self_attn.o_proj.weight"].zero_()
         return adapter
-    layer = target.model.get_decoder().layers[target.exit_layer].state_dict()
+    layer = target.model.get_decoder().layers[target.exit_layer]
+    source = layer.state_dict()
     for name, tensor in state.items():
-        if name.startswith("layers.0."):
-            source = layer.get(name.removeprefix("layers.0."))
-            if source is None or source.shape != tensor.shape:
-                raise TargetError(
-                    f"--init next-layer finds no {name.removeprefix('layers.0.')} of shape "
-                    f"{list(tensor.shape)} in the target's layer {target.exit_layer}; give --init "
-                    "random"
-                )
-            tensor.copy_(source)
+        part = name.removeprefix("layers.0.")
+        if part == name:
+            continue
+        if part not in source or source[part].shape != tensor.shape:
+            raise TargetError(
+                f"--init next-layer finds no {part} of shape {list(tensor.shape)} in the target's "
+                f"layer {target.exit_layer}; give --init random"
+            )
+        norm = part == "input_layernorm.weight"
+        tensor.copy_(target.norm_scale(layer.input_layernorm) if norm else source[part])
     return adapter
 
 

@@ -80,15 +80,13 @@ class Target:
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def final_norm_scale(self) -> Tensor:
-        """Factors ``[N]``, float32, that the final norm multiplies a normalised state with.
+    def norm_scale(self, norm: nn.Module) -> Tensor:
+        """Factors ``[N]``, float32, that an RMS norm multiplies a normalised state with.
 
         Read off its output, since some models store the weight less one.
         """
-        weight = next(self.final_norm.parameters())
         with torch.no_grad():
-            ones = torch.ones_like(weight)
-            scale: Tensor = self.final_norm(ones).float()
+            scale: Tensor = norm(torch.ones_like(next(norm.parameters()))).float()
         return scale * (1 + self.config.rms_norm_eps) ** 0.5
 
     def adapter_config(self, torch_dtype: AdapterDtype, training: dict[str, Any]) -> AdapterConfig:

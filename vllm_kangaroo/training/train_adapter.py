@@ -41,6 +41,7 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     """
     if (options.out / CONFIG_FILE).exists():
         raise ResumeError(f"--out '{options.out}' already holds an adapter; name a new directory")
+    origin = provenance()
     run = _run_identity(options)
     state = load_state(options.out, run)
     dtype = getattr(torch, options.dtype)
@@ -81,7 +82,7 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     adapter = {name: trainer.measure(part) for name, part in held_out.items()}
     _print(console, "adapter", adapter)
     training = {
-        **provenance(),
+        **origin,
         "options": options.model_dump(mode="json"),
         "data": data_files(options.data),
         "held_out": data_files(options.held_out),
