@@ -108,35 +108,42 @@ def draft_chain(
     steps = int(drafters.limits.max())
     store = ladder.stores[0]
     device = store.device
-    alive = np.arange(len(drafters.token_ids))
-    slots, starts = drafters.slots, drafters.starts
-    index = store.index(slots, starts + np.arange(steps)[:, None])  # [steps, requests]
+    index = store.index(drafters.slots, drafters.starts + np.arange(steps)[:, None])
+    at = index.unbind()  # per step: where each request's state goes, [requests]
+    alive = list(range(len(drafters.token_ids)))
     input_ids = torch.tensor(drafters.token_ids, dtype=torch.int32, device=device)
-    with attention.chain(drafters.rows, starts, steps) as chain:
-        for step in range(steps):
+    step = 0
+    with attention.chain(drafters.rows, drafters.starts, steps) as chain:
+        while True:
             entered = perf_counter()
             state, token, confidence = draft_pass(input_ids, chain.positions)
             in_pass += perf_counter() - entered
-            ladder.keep(slots, starts + step, index[step], state)
-            going = _note(
-                drafts, drafters, alive, step + 1, token.tolist(), confidence.tolist(), threshold
-            )
-            counters.draft_steps += 1
-            counters.drafted += len(alive)
-            if not going or step + 1 == steps:
+            store.put(at[step], state)
+            going = _note(drafts, drafters, alive, token.tolist(), confidence.tolist(), threshold)
+            step += 1
+            if not going:
                 break
             if len(going) < len(alive):
+                alive = [alive[place] for place in going]
                 which = np.array(going)
-                alive, slots, starts = alive[which], slots[which], starts[which]
                 chain.retain(which)
                 on_device = torch.from_numpy(which).to(device)
-                index, token = index.index_select(1, on_device), token.index_select(0, on_device)
+                at = index.index_select(1, torch.tensor(alive, device=device)).unbind()
+                token = token.index_select(0, on_device)
             chain.advance()
             input_ids = token
-    for slot, start, first, drafted in zip(
-        drafters.slots, drafters.starts, drafters.token_ids, drafts.token_ids, strict=True
+    lengths = np.array([len(tokens) for tokens in drafts.token_ids], dtype=np.int64)
+    ladder.drafted(drafters.slots, drafters.starts, lengths, step)
+    for slot, start, first, tokens in zip(
+        drafters.slots.tolist(),
+        drafters.starts.tolist(),
+        drafters.token_ids,
+        drafts.token_ids,
+        strict=True,
     ):
-        store.note_tokens(int(slot), int(start), [first, *drafted[:-1]])
+        store.note_tokens(slot, start, [first, *tokens[:-1]])
+    counters.draft_steps += step
+    counters.drafted += int(lengths.sum())
     counters.draft_seconds += perf_counter() - began
     counters.draft_pass_seconds += in_pass
     return drafts
@@ -145,22 +152,22 @@ def draft_chain(
 def _note(
     drafts: Drafts,
     drafters: Drafters,
-    alive: IntArray,
-    drafted: int,
+    alive: list[int],
     token_ids: list[int],
     confidences: list[float],
     threshold: float,
 ) -> list[int]:
     """Record one step; returns which of the alive requests draft on (indices into ``alive``)."""
     going = []
-    for at, who in enumerate(alive.tolist()):
-        token_id, confidence = token_ids[at], confidences[at]
-        drafts.token_ids[who].append(token_id)
+    for place, who in enumerate(alive):
+        token_id, confidence = token_ids[place], confidences[place]
+        tokens = drafts.token_ids[who]
+        tokens.append(token_id)
         drafts.confidences[who].append(confidence)
         if (
             confidence >= threshold
-            and drafted < drafters.limits[who]
+            and len(tokens) < drafters.limits[who]
             and token_id not in drafters.stop_ids[who]
         ):
-            going.append(at)
+            going.append(place)
     return going

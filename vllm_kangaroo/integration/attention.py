@@ -7,7 +7,7 @@ block tables; only query ranges, sequence lengths and slots differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ class PagedAttention:
     def __init__(self, runner: Any) -> None:
         self.runner = runner
         self.device: torch.device = runner.device
+        self.counting = torch.arange(runner.max_num_reqs + 1, dtype=torch.int32)
         self._scheduled: tuple[Spans, Tensor] | None = None
 
     @contextmanager
@@ -42,25 +43,29 @@ class PagedAttention:
     @contextmanager
     def over(self, spans: Spans) -> Iterator[Tensor]:
         """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
-        if self._scheduled is not None and _same(spans, self._scheduled[0]):
+        if self._scheduled is not None and spans.same(self._scheduled[0]):
             yield self._scheduled[1]
             return
         flat = spans.positions()
         of_token = np.repeat(spans.rows, spans.lengths)
         positions = self.to_device(flat)
-        rows = self.to_device(spans.rows)
-        starts = torch.from_numpy(spans.offsets()).to(torch.int32)
-        common = self.common(starts, spans.ends, spans.tokens, int(spans.lengths.max()))
+        starts = torch.from_numpy(spans.offsets().astype(np.int32))
+        lengths = spans.ends.astype(np.int32)
+        common = self.common(
+            starts,
+            torch.from_numpy(lengths),
+            self.to_device(lengths),
+            len(flat),
+            int(spans.lengths.max()),
+        )
         metadata: dict[str, Any] = {}
         slot_mapping: dict[str, Tensor] = {}
         for gid, group in enumerate(self.runner.kv_cache_config.kv_cache_groups):
             table = self.runner.input_batch.block_table[gid]
-            size = table.block_size
-            slots = (
-                table.block_table.np[of_token, flat // size].astype(np.int64) * size + flat % size
-            )
-            common.block_table_tensor = table.block_table.gpu.index_select(0, rows)
-            common.slot_mapping = self.to_device(slots)
+            block, offset = np.divmod(flat, table.block_size)
+            slots = table.block_table.np[of_token, block].astype(np.int64) * table.block_size
+            common.block_table_tensor = self.rows_of(table.block_table.gpu, spans.rows)
+            common.slot_mapping = self.to_device(slots + offset)
             self.build(gid, common, metadata)
             slot_mapping.update(dict.fromkeys(group.layer_names, common.slot_mapping))
         with set_forward_context(
@@ -81,23 +86,38 @@ class PagedAttention:
         """A host array as a tensor where the model runs."""
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
+    def rows_of(self, table: Tensor, rows: IntArray) -> Tensor:
+        """Some rows of a device tensor, without a copy where they are neighbours."""
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first + 1 == len(rows):
+            return table[first : last + 1]
+        return table.index_select(0, self.to_device(rows))
+
     def common(
-        self, query_starts: Tensor, ends: IntArray, tokens: int, longest: int
+        self,
+        query_starts: Tensor,
+        host_lengths: Tensor,
+        lengths: Tensor,
+        tokens: int,
+        longest_query: int,
     ) -> CommonAttentionMetadata:
-        """Metadata of a pass, but for block table and slots, which differ per KV cache group."""
-        seq_lens = torch.from_numpy(ends).to(torch.int32)
-        on_device = seq_lens.to(self.device)
+        """Metadata of a pass, but for block table and slots, which differ per KV cache group.
+
+        Args:
+            query_starts: ``[requests + 1]`` int32 on the host.
+            host_lengths, lengths: ``[requests]`` int32, positions visible to each request's last token.
+        """
         return CommonAttentionMetadata(
             query_start_loc=query_starts.to(self.device),
             query_start_loc_cpu=query_starts,
-            seq_lens=on_device,
-            seq_lens_cpu_upper_bound=seq_lens,
-            num_reqs=len(ends),
+            seq_lens=lengths,
+            seq_lens_cpu_upper_bound=host_lengths,
+            num_reqs=len(lengths),
             num_actual_tokens=tokens,
-            max_query_len=longest,
-            max_seq_len=int(ends.max()),
-            block_table_tensor=on_device,  # replaced per KV cache group
-            slot_mapping=on_device,
+            max_query_len=longest_query,
+            max_seq_len=int(host_lengths.max()),
+            block_table_tensor=lengths,  # replaced per KV cache group
+            slot_mapping=lengths,
             causal=True,
         )
 
@@ -126,34 +146,39 @@ class DraftChain:
         self._attention = attention
         self._context = context
         runner = attention.runner
-        self._step = 0
+        count = len(rows)
         positions = starts + np.arange(steps)[:, None]  # [steps, requests]
-        self._all_positions = attention.to_device(positions)
-        self._lengths = (positions + 1).astype(np.int32)
-        self._seq_lens = attention.to_device(self._lengths)
+        lengths = (positions + 1).astype(np.int32)
+        self._longest: list[int] = lengths.max(axis=1).tolist()
+        self._positions = attention.to_device(positions).unbind()
+        self._host_lengths = torch.from_numpy(lengths).unbind()
+        on_cpu = attention.device.type == "cpu"
+        self._lengths = self._host_lengths if on_cpu else attention.to_device(lengths).unbind()
         self._groups: list[_ChainGroup] = []
         for gid, group in enumerate(runner.kv_cache_config.kv_cache_groups):
             table = runner.input_batch.block_table[gid]
-            size = table.block_size
-            slots = (
-                table.block_table.np[rows, positions // size].astype(np.int64) * size
-                + positions % size
-            )
-            blocks = table.block_table.gpu.index_select(0, attention.to_device(rows))
+            block, offset = np.divmod(positions, table.block_size)
+            slots = table.block_table.np[rows, block].astype(np.int64) * table.block_size + offset
             self._groups.append(
-                _ChainGroup(gid, group.layer_names, blocks, attention.to_device(slots))
+                _ChainGroup(
+                    gid,
+                    group.layer_names,
+                    attention.rows_of(table.block_table.gpu, rows),
+                    attention.to_device(slots).unbind(),
+                )
             )
-        count = torch.arange(len(rows) + 1, dtype=torch.int32)
-        self._common = attention.common(count, self._lengths[0], len(rows), 1)
+        self._common = attention.common(
+            attention.counting[: count + 1], self._host_lengths[0], self._lengths[0], count, 1
+        )
+        self._step = 0
         self._enter()
 
     def _enter(self) -> None:
         step, common = self._step, self._common
-        self.positions = self._all_positions[step]
-        common.seq_lens = self._seq_lens[step]
-        lengths = self._lengths[step]
-        common.seq_lens_cpu_upper_bound = torch.from_numpy(lengths)
-        common.max_seq_len = int(lengths.max())
+        self.positions = self._positions[step]
+        common.seq_lens = self._lengths[step]
+        common.seq_lens_cpu_upper_bound = self._host_lengths[step]
+        common.max_seq_len = self._longest[step]
         metadata: dict[str, Any] = {}
         slot_mapping: dict[str, Tensor] = {}
         for group in self._groups:
@@ -170,30 +195,29 @@ class DraftChain:
 
     def retain(self, which: IntArray) -> None:
         """See :class:`vllm_kangaroo.drafting.kangaroo.Chain`."""
+        on_host = torch.from_numpy(which)
         on_device = self._attention.to_device(which)
-        self._all_positions = self._all_positions.index_select(1, on_device)
-        self._seq_lens = self._seq_lens.index_select(1, on_device)
-        self._lengths = self._lengths[:, which]
+
+        def kept(steps: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...]:
+            return torch.stack(tuple(steps)).index_select(1, index).unbind()
+
+        self._positions = kept(self._positions, on_device)
+        self._host_lengths = kept(self._host_lengths, on_host)
+        self._lengths = kept(self._lengths, on_device)
         for group in self._groups:
             group.blocks = group.blocks.index_select(0, on_device)
-            group.slots = group.slots.index_select(1, on_device)
-        common = self._common
-        common.query_start_loc = common.query_start_loc[: len(which) + 1]
-        common.query_start_loc_cpu = common.query_start_loc_cpu[: len(which) + 1]
-        common.num_reqs = common.num_actual_tokens = len(which)
+            group.slots = kept(group.slots, on_device)
+        common, count = self._common, len(which)
+        common.query_start_loc = common.query_start_loc[: count + 1]
+        common.query_start_loc_cpu = common.query_start_loc_cpu[: count + 1]
+        common.num_reqs = common.num_actual_tokens = count
 
 
 @dataclass(slots=True)
 class _ChainGroup:
-    """A KV cache group's share of a chain: ``blocks [requests, n]``, ``slots [steps, requests]``."""
+    """A KV cache group's share of a chain: ``blocks [requests, n]``, ``slots`` ``[requests]`` per step."""
 
     gid: int
     layer_names: list[str]
     blocks: Tensor
-    slots: Tensor
-
-
-def _same(ours: Spans, scheduled: Spans) -> bool:
-    if ours is scheduled:
-        return True
-    return len(ours.rows) == len(scheduled.rows) and bool((ours.starts == scheduled.starts).all())
+    slots: Sequence[Tensor]

@@ -282,9 +282,8 @@ class Ladder:
                 f"frontiers {self.frontiers[slots].tolist()} at rest, expected {lengths.tolist()}"
             )
 
-    def keep(self, slots: IntArray, positions: IntArray, index: Tensor, state: State) -> None:
-        """Store tier 1's output for one new position per slot; ``index`` are the ring indices of the pairs."""
-        self.stores[0].put(index, state)
-        self.frontiers[slots, 0] = positions + 1
-        self.counters.positions[0] += len(slots)
-        self.counters.passes[0] += 1
+    def drafted(self, slots: IntArray, starts: IntArray, lengths: IntArray, passes: int) -> None:
+        """Account for a chain of drafts whose states tier 1's store was given: ``lengths[i]`` positions from ``starts[i]``."""
+        self.frontiers[slots, 0] = starts + lengths
+        self.counters.positions[0] += int(lengths.sum())
+        self.counters.passes[0] += passes

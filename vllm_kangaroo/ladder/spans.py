@@ -31,6 +31,14 @@ class Spans:
     def ends(self) -> IntArray:
         return self.starts + self.lengths
 
+    def same(self, other: Spans) -> bool:
+        """Whether both cover the same positions of the same rows."""
+        return self is other or (
+            np.array_equal(self.rows, other.rows)
+            and np.array_equal(self.starts, other.starts)
+            and np.array_equal(self.lengths, other.lengths)
+        )
+
     def pick(self, which: NDArray[np.bool_] | IntArray) -> Spans:
         """The spans of some of the requests."""
         return Spans(self.rows[which], self.slots[which], self.starts[which], self.lengths[which])
