@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vllm_kangaroo import environment
 from vllm_kangaroo.integration.versions import refuse_unsupported_vllm
 from vllm_kangaroo.options import METHODS, EarlyExitPlan, OptionError, parse_options
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+
+logger = logging.getLogger("vllm.plugins.kangaroo")  # a child of vLLM's, so that its level holds
 
 MARK = "_vllm_kangaroo_original"
 _plans = threading.local()  # the plan of the engine config being built in this thread
@@ -53,6 +57,10 @@ def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., 
         parse_options(self.speculative_config)  # a typing mistake is told before anything is loaded
         from vllm_kangaroo.integration.config import finish
 
+        for name, value in environment.apply("LD_PRELOAD").items():
+            logger.info(
+                "Set %s=%s for the engine's workers; set it yourself to override.", name, value
+            )
         config = original(self, *args, **kwargs)
         plan: EarlyExitPlan = _plans.current
         return finish(config, plan)
