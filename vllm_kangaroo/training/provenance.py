@@ -28,7 +28,7 @@ def data_files(paths: Iterable[Path]) -> list[dict[str, str]]:
 
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from, ``+`` if its files differ; None if none."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
