@@ -66,8 +66,8 @@ class _Options(BaseModel):
         "draft_tokens_per_round": "choose a whole number of at least 1, such as 2",
         "confidence_threshold": "choose a probability between 0 and 1, such as 0.6",
         "exit_layer": "choose a whole number from 1 to the model's number of layers",
-        "draft_exit_layer": "choose a whole number from 1 to the model's number of layers",
-        "verify_exit_layer": "choose a whole number from 1 to the model's number of layers",
+        "draft_exit_layer": "choose a whole number from 1 to one below the model's number of layers",
+        "verify_exit_layer": "choose a whole number from 1 to one below the model's number of layers",
         "intermediate_verification": "choose true or false",
         "model": "give the path of an adapter directory",
         "draft_adapter": "give the path of an adapter directory",
@@ -179,23 +179,41 @@ class HiSpecOptions(_Options):
         layers = target.num_hidden_layers
         draft = self._exit("draft", max(1, layers // 8), target)
         if not self.intermediate_verification:
+            self._refuse_intermediate_settings()
             return self._plan((draft, layers), (self.draft_adapter,), None)
+        if draft == layers - 1:
+            raise OptionError(
+                f"speculative_config['draft_exit_layer']={draft} leaves no layer for an intermediate exit below the "
+                f"{layers} layers of {target.name}: choose an earlier draft exit, or set 'intermediate_verification' "
+                f"to false."
+            )
         verify = self._exit("verify", max(draft + 1, layers // 4), target)
         if draft >= verify:
             raise OptionError(
                 f"speculative_config['draft_exit_layer']={draft} is not below verify_exit_layer={verify}: choose exits "
                 f"in increasing order, or set 'intermediate_verification' to false."
             )
-        if self.draft_tokens_per_round > self.num_speculative_tokens:
+        per_round = self.draft_tokens_per_round
+        if "draft_tokens_per_round" not in self.model_fields_set:
+            per_round = min(per_round, self.num_speculative_tokens)
+        if per_round > self.num_speculative_tokens:
             raise OptionError(
-                f"speculative_config['draft_tokens_per_round']={self.draft_tokens_per_round} exceeds "
+                f"speculative_config['draft_tokens_per_round']={per_round} exceeds "
                 f"num_speculative_tokens={self.num_speculative_tokens}: choose at most that many."
             )
         return self._plan(
             (draft, verify, layers),
             (self.draft_adapter, self.verify_adapter),
-            self.draft_tokens_per_round,
+            per_round,
         )
+
+    def _refuse_intermediate_settings(self) -> None:
+        for key in ("verify_exit_layer", "verify_adapter", "draft_tokens_per_round"):
+            if key in self.model_fields_set:
+                raise OptionError(
+                    f"speculative_config[{key!r}]={getattr(self, key)!r} has no effect with intermediate_verification="
+                    f"False: leave one of the two out."
+                )
 
     def _exit(self, which: str, default: int, target: TargetShape) -> int:
         key, adapter = f"{which}_exit_layer", getattr(self, f"{which}_adapter")
@@ -223,8 +241,9 @@ class HiSpecOptions(_Options):
 
 def _check_layer(key: str, layer: int, target: TargetShape, *, most: int) -> None:
     if layer > most:
+        place = "is beyond" if layer > target.num_hidden_layers else "leaves nothing of"
         raise OptionError(
-            f"speculative_config[{key!r}]={layer} is beyond the {target.num_hidden_layers} layers of {target.name}: "
+            f"speculative_config[{key!r}]={layer} {place} the {target.num_hidden_layers} layers of {target.name}: "
             f"choose a layer from 1 to {target.num_hidden_layers - 1}."
         )
 
