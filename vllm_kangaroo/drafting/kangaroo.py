@@ -63,7 +63,7 @@ class Drafters:
     """The newest token of each request."""
     limits: IntArray
     """Most drafts of each request, at least 1."""
-    stop_ids: Sequence[Collection[int]]
+    stop_ids: Sequence[Collection[int | None]]
     """Tokens after which a request drafts no further."""
 
 

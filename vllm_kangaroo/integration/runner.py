@@ -69,7 +69,8 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         stop_ids = []
         for at, row in enumerate(sampled):
             params = self.requests[batch.req_ids[row]].sampling_params
-            stop_ids.append(params.all_stop_token_ids)
+            # Not all_stop_token_ids: that names the end of text even where the request ignores it.
+            stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
             limits[at] = self._draft_limit(int(newest[at]), int(row), params)
             if sampled_token_ids[row][-1] in stop_ids[at]:
                 limits[at] = 0
