@@ -1,0 +1,251 @@
+"""`vllm serve --speculative-model kangaroo` over HTTP: the text of vLLM alone, and nobody hurt by others."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.serving import Server, environment, free_port, members, serving, start
+from vllm_kangaroo import demo_model
+
+MODEL_LENGTH = 512
+TOKENS = 48
+SHAPE = ["--enforce-eager", "--dtype", "float32", "--max-model-len", str(MODEL_LENGTH)]
+PROMPTS = [
+    "The weather in London today is",
+    "Book a table for two",
+    "Once upon a time there was a",
+    "How many rooms do you need?",
+    "I would like to",
+    "The train leaves at",
+    "List three things to do in Paris:",
+    "Yes, please. The number is",
+]
+MESSAGES: list[Any] = [
+    {"role": "user", "content": "Can you find me a hotel in London?"},
+    {"role": "assistant", "content": "How many rooms do you need?"},
+    {"role": "user", "content": "One room, for three nights."},
+]
+REFUSED = {
+    "nonsense": ["--speculative-model", "nonsense"],
+    "both": ["--speculative-model", "kangaroo", "--speculative-config", '{"method": "ngram"}'],
+}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """Greedy texts of vLLM alone: by prompt, of a long request, and of the chat."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM, SamplingParams
+
+        llm = LLM(
+            demo_model(), dtype="float32", enforce_eager=True, max_model_len=MODEL_LENGTH, seed=0
+        )
+        greedy = SamplingParams(temperature=0.0, max_tokens=TOKENS)
+        long = SamplingParams(temperature=0.0, max_tokens=MODEL_LENGTH, ignore_eos=True)
+        texts: dict[str, Any] = {
+            out.prompt: out.outputs[0] for out in llm.generate(PROMPTS, greedy, use_tqdm=False)
+        }
+        texts["long"] = llm.generate(PROMPTS[0], long, use_tqdm=False)[0].outputs[0]
+        texts["chat"] = llm.chat(MESSAGES, greedy, use_tqdm=False)[0].outputs[0]
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+    return texts
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return environment(tmp_path_factory.mktemp("alias"))
+
+
+@pytest.fixture(scope="module")
+def refusals(
+    env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], Path]]]:
+    """Servers that must not start; they fail while the other one comes up."""
+    folder = tmp_path_factory.mktemp("refused")
+    started = {
+        name: (start([demo_model(), *SHAPE, *flags], env, folder / name), folder / name)
+        for name, flags in REFUSED.items()
+    }
+    yield started
+    for process, _ in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(
+    env: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    refusals: dict[str, Any],
+    request: pytest.FixtureRequest,
+) -> Iterator[Server]:
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    process = start(
+        [
+            demo_model(),
+            *SHAPE,
+            *("--speculative-model", "kangaroo", "--num-speculative-tokens", "4"),
+            *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"),
+        ],
+        env,
+        log,
+    )
+    request.getfixturevalue("plain")  # while it starts
+    with serving(process, port, log) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+
+
+def complete(client: openai.OpenAI, prompt: str, **options: Any) -> Any:
+    options = {"max_tokens": TOKENS, "temperature": 0.0} | options
+    return client.completions.create(model="demo", prompt=prompt, **options)
+
+
+def long_stream(client: openai.OpenAI) -> Any:
+    """A request that runs to the model's length limit."""
+    return complete(
+        client,
+        PROMPTS[0],
+        max_tokens=MODEL_LENGTH - 40,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+
+
+def text_of(stream: Any) -> str:
+    return "".join(chunk.choices[0].text for chunk in stream)
+
+
+def test_completions_at_once_have_the_text_of_vllm_alone(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server
+) -> None:
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        answers = list(pool.map(lambda prompt: complete(client, prompt), PROMPTS))
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer.choices[0].text == plain[prompt].text
+        assert answer.choices[0].finish_reason == plain[prompt].finish_reason
+        assert answer.usage.completion_tokens == len(plain[prompt].token_ids)
+    metrics = server.metrics()
+    assert metrics["vllm:spec_decode_num_drafts_total"] > 0
+    assert (
+        metrics["vllm:spec_decode_num_draft_tokens_total"]
+        > metrics["vllm:spec_decode_num_accepted_tokens_total"]
+        > 0
+    )
+
+
+def test_a_chat_has_the_text_of_vllm_alone(client: openai.OpenAI, plain: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "messages": MESSAGES,
+        "max_tokens": TOKENS,
+        "temperature": 0.0,
+    }
+    whole = client.chat.completions.create(**asked)
+    assert whole.choices[0].message.content == plain["chat"].text
+    pieces = [
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(stream=True, **asked)
+    ]
+    assert "".join(pieces) == plain["chat"].text
+    assert len(pieces) > 2
+
+
+def test_a_stream_brings_several_tokens_a_piece(
+    client: openai.OpenAI, plain: dict[str, Any]
+) -> None:
+    pieces = [chunk.choices[0].text for chunk in long_stream(client)]
+    text = "".join(pieces)
+    assert text and plain["long"].text.startswith(text)
+    # One piece a step; drafts that were accepted came with the step's own token.
+    assert len(pieces) < 0.9 * (MODEL_LENGTH - 40)
+
+
+def test_bad_requests_are_told_why_and_hurt_no_other(
+    client: openai.OpenAI, plain: dict[str, Any]
+) -> None:
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("min_p", {"temperature": 0.7, "extra_body": {"min_p": 0.1}}),
+        ("min_p", {"temperature": 0.7, "extra_body": {"min_p": -1}}),
+        ("max_tokens", {"max_tokens": -3}),
+        ("temperature", {"temperature": -1.0}),
+        (str(MODEL_LENGTH), {"prompt": "word " * 2 * MODEL_LENGTH}),
+    ]
+    stream = long_stream(client)
+    text = next(stream).choices[0].text
+    with ThreadPoolExecutor(2) as pool:
+        beside = pool.submit(complete, client, PROMPTS[1])
+        for names, options in bad:
+            with pytest.raises(openai.BadRequestError) as refused:
+                complete(client, **{"prompt": PROMPTS[2]} | options)
+            assert names in refused.value.message
+            text += next(stream).choices[0].text
+        assert beside.result().choices[0].text == plain[PROMPTS[1]].text
+    assert plain["long"].text.startswith(text + text_of(stream))
+    assert complete(client, PROMPTS[2]).choices[0].text == plain[PROMPTS[2]].text
+
+
+def test_a_client_that_leaves_hurts_nobody(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server
+) -> None:
+    before = server.metrics()["vllm:generation_tokens_total"]
+    staying = long_stream(client)
+    text = next(staying).choices[0].text
+    for _ in range(3):
+        leaving = long_stream(client)
+        next(leaving)
+        leaving.close()
+    text += text_of(staying)
+    assert plain["long"].text.startswith(text)
+    assert complete(client, PROMPTS[3]).choices[0].text == plain[PROMPTS[3]].text
+    deadline = time.monotonic() + 60
+    while not server.idle():
+        assert time.monotonic() < deadline, "requests of clients that left are still running"
+        time.sleep(0.05)
+    produced = server.metrics()["vllm:generation_tokens_total"] - before
+    # The one that stayed and the last one; those that left did not run to their end.
+    assert produced < 3 * (MODEL_LENGTH - 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nonsense", "--speculative-model=nonsense names no method of kangaroo, hispec: give one"),
+        (
+            "both",
+            "--speculative-model=kangaroo and --speculative-config are mutually exclusive: give one",
+        ),
+    ],
+)
+def test_wrong_flags_end_the_server_at_start_up(
+    refusals: dict[str, tuple[subprocess.Popen[bytes], Path]], name: str, said: str
+) -> None:
+    process, log = refusals[name]
+    assert process.wait(timeout=120) not in (0, None)
+    assert said in log.read_text()
+
+
+def test_the_server_ends_cleanly_when_told_to(server: Server) -> None:
+    """Last of this module: no process is left, and nothing failed on the way."""
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=60) in (0, -signal.SIGTERM)
+    assert members(server.process.pid) == []
+    log = server.log.read_text()
+    assert "LadderError" not in log and "EngineDeadError" not in log
