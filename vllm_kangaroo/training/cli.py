@@ -124,8 +124,11 @@ def enlarge(
         depth_factor=depth_factor,
     )
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{target}: {shape}")
+    console.print(
+        f"{target}: {shape.layers} layers, hidden size {shape.hidden}, feed-forward size "
+        f"{shape.ffn}, {shape.heads} query and {shape.kv_heads} key/value heads of {shape.head_dim}"
+    )
     if adapter is not None:
         adapter_dst = adapter_dst or target / "kangaroo_adapter"
         enlarge_adapter(adapter, adapter_dst, source, target)
-        console.print(f"{adapter_dst}: adapter")
+        console.print(f"{adapter_dst}: its adapter")
