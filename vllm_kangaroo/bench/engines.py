@@ -1,0 +1,179 @@
+"""The two engines of a comparison: the same model in vLLM alone, and with drafting."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from vllm_kangaroo import demo_model
+from vllm_kangaroo.options import OptionError, parse_options
+
+DEMO_NAME = "demo"
+# vLLM claims nearly all memory of a GPU unless told otherwise, and two engines share one here.
+GPU_SHARE = 0.4
+
+
+class EngineStartError(ValueError):
+    """vLLM could not start an engine; it has told why."""
+
+
+class EngineSettings(BaseModel):
+    """What both engines have in common."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    dtype: str = "bfloat16"
+    eager: bool = False
+    max_num_seqs: int | None = None
+    """Most sequences at once; vLLM's own default if None."""
+
+    @property
+    def name(self) -> str:
+        """The model's name without a directory of this machine."""
+        if self.model == demo_model():
+            return DEMO_NAME
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of vLLM's ``LLM``."""
+        from vllm.platforms import current_platform
+
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "dtype": self.dtype,
+            "enforce_eager": self.eager,
+            "use_tqdm_on_load": False,
+        }
+        if self.max_num_seqs is not None:
+            arguments["max_num_seqs"] = self.max_num_seqs
+        if current_platform.is_cuda():
+            arguments["gpu_memory_utilization"] = GPU_SHARE
+        return arguments
+
+
+def speculative_config(
+    method: str = "kangaroo", whole: str | None = None, **flags: Any
+) -> dict[str, Any]:
+    """The ``speculative_config`` of a command's flags; a flag that is None is left to its default.
+
+    Args:
+        whole: the whole of it as JSON, as ``vllm serve --speculative-config`` takes it; then no
+            flag may be set.
+        flags: options of the method by name.
+
+    Raises:
+        OptionError: if the flags contradict each other or the method refuses them.
+    """
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    if whole is None:
+        config = {"method": method} | given
+        if "model" in config:
+            config["model"] = str(config["model"])
+    else:
+        for name, value in given.items():
+            flag = "adapter" if name == "model" else name.replace("_", "-")
+            raise OptionError(
+                f"--speculative-config and --{flag} {value} exclude each other: put it into the former."
+            )
+        config = _read(whole)
+    parse_options(config)
+    return config
+
+
+def _read(whole: str) -> dict[str, Any]:
+    try:
+        config = json.loads(whole)
+    except ValueError as error:
+        raise OptionError(
+            f"--speculative-config {whole} is not JSON ({error}): give an object, such as "
+            '{"method": "kangaroo"}.'
+        ) from None
+    if not isinstance(config, dict):
+        raise OptionError(
+            f'--speculative-config {whole} is no JSON object: give one, such as {{"method": "kangaroo"}}.'
+        )
+    return config
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``speculative_config`` in which adapters are named by their directory's name alone."""
+    return {
+        key: Path(value).resolve().name
+        if isinstance(value, str) and Path(value).is_dir()
+        else value
+        for key, value in config.items()
+    }
+
+
+@contextmanager
+def engine(settings: EngineSettings, speculative: dict[str, Any] | None = None) -> Iterator[Any]:
+    """A running ``LLM``, shut down at the end.
+
+    Args:
+        speculative: a ``speculative_config`` of ours; None for vLLM alone.
+
+    Raises:
+        OptionError: if this package refuses the configuration.
+        EngineStartError: if an engine's process ends while it starts.
+    """
+    from vllm import LLM
+
+    arguments = settings.arguments()
+    if speculative is not None:
+        arguments["speculative_config"] = speculative
+        arguments["per_request_spec_decode_metrics"] = "summary"
+    try:
+        llm = LLM(**arguments)
+    except RuntimeError as error:
+        raise EngineStartError(
+            f"the engine for {settings.name} did not start: {error} Mend what vLLM says above."
+        ) from error
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def verbose_logging() -> None:
+    """Let vLLM speak; call before vLLM is imported."""
+    if os.environ.get("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
+        os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
+
+
+@contextmanager
+def pair(
+    settings: EngineSettings, speculative: dict[str, Any], console: Console
+) -> Iterator[tuple[Any, Any]]:
+    """The plain engine and the drafting one side by side, telling of their start-up."""
+    slow = "" if settings.eager else " (the first time, compiling takes about a minute)"
+    with ExitStack() as stack:
+        # First, for whatever is wrong with its configuration is told sooner.
+        with telling(console, f"starting vLLM with {speculative['method']}{slow}"):
+            drafting = stack.enter_context(engine(settings, speculative))
+        with telling(console, f"starting vLLM alone{slow}"):
+            plain = stack.enter_context(engine(settings))
+        yield plain, drafting
+
+
+@contextmanager
+def telling(console: Console, what: str) -> Iterator[None]:
+    """Say what goes on: a moving line on a terminal, a plain one elsewhere."""
+    if not console.is_terminal:
+        console.print(what, soft_wrap=True)
+    with console.status(what):
+        yield
+
+
+def device() -> str:
+    """What the engines run on, in words."""
+    from vllm.platforms import current_platform
+
+    return "CPU" if current_platform.is_cpu() else str(current_platform.get_device_name())

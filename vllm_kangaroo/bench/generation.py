@@ -1,0 +1,82 @@
+"""Generating with an engine step by step, so that it is known what each step emitted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from vllm_kangaroo.bench.accepted import draft_flags
+from vllm_kangaroo.bench.statistics import Acceptance
+
+_numbers = itertools.count()
+
+
+@dataclass(slots=True)
+class Generation:
+    """The output of one prompt."""
+
+    token_ids: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Tokens emitted by each step of the engine."""
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    finish_reason: str = ""
+
+    def drafted(self) -> list[bool]:
+        """Whether each token was an accepted draft."""
+        return draft_flags(self.steps, self.acceptance.accepted)
+
+
+def sampling(temperature: float, max_tokens: int, *, ignore_eos: bool = False) -> Any:
+    """vLLM's ``SamplingParams`` for :func:`generate`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        ignore_eos=ignore_eos,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def generate(
+    llm: Any, prompts: Sequence[Sequence[int]], params: Any
+) -> tuple[list[Generation], float]:
+    """Generate for prompts of token ids, all handed to the engine at once.
+
+    The prefix cache is emptied first, so that a repetition costs what the first run cost.
+
+    Args:
+        params: as :func:`sampling` makes them.
+
+    Returns:
+        The outputs in the prompts' order, and the seconds from the first prompt's arrival to the
+        last token, prefill included.
+    """
+    llm.reset_prefix_cache()
+    found = {f"prompt-{next(_numbers)}": Generation() for _ in prompts}
+    began = perf_counter()
+    for name, token_ids in zip(found, prompts, strict=True):
+        llm.llm_engine.add_request(name, {"prompt_token_ids": list(token_ids)}, params)
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            _take(found[output.request_id], output.outputs[0])
+    return list(found.values()), perf_counter() - began
+
+
+def _take(generation: Generation, delta: Any) -> None:
+    if delta.token_ids:
+        generation.token_ids.extend(delta.token_ids)
+        generation.steps.append(len(delta.token_ids))
+    if delta.finish_reason is not None:
+        generation.finish_reason = delta.finish_reason
+    metrics = delta.spec_decode_metrics
+    if metrics is not None:
+        generation.acceptance = Acceptance(
+            steps=sum(metrics.histogram),
+            drafted=metrics.num_draft_tokens,
+            accepted=sum(at * count for at, count in enumerate(metrics.histogram)),
+        )

@@ -1,0 +1,107 @@
+"""One benchmark: prompts chosen, engines warmed, rounds run, figures worked out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from vllm_kangaroo.bench import summary
+from vllm_kangaroo.bench.engines import EngineSettings, device, telling, without_paths
+from vllm_kangaroo.bench.generation import sampling
+from vllm_kangaroo.bench.ladder_cost import LadderCost
+from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
+from vllm_kangaroo.bench.provenance import provenance
+from vllm_kangaroo.bench.report import number
+from vllm_kangaroo.bench.results import BenchResult, Setup
+from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
+from vllm_kangaroo.bench.statistics import Spread, paired_ratios
+
+
+def measure(
+    plain: Any,
+    drafting: Any,
+    prompts: list[Prompt],
+    *,
+    num_prompts: int | None,
+    rounds: int,
+    setup: Setup,
+    console: Console,
+) -> BenchResult:
+    """Choose prompts, warm both engines, run the rounds and work out the figures.
+
+    Raises:
+        PromptError: if no prompt fits the model.
+    """
+    tokenizer = plain.get_tokenizer()
+    limit = plain.llm_engine.model_config.max_model_len
+    room = limit - setup.max_tokens
+    fitting = [prompt for prompt in prompts if len(encode(tokenizer, prompt)) <= room]
+    if not fitting:
+        raise PromptError(
+            f"--max-tokens {setup.max_tokens} leaves no room for any prompt in the {limit} tokens "
+            f"of {setup.model}: choose fewer."
+        )
+    chosen = evenly(fitting, num_prompts or len(fitting))
+    token_ids = [encode(tokenizer, prompt) for prompt in chosen]
+    params = sampling(setup.temperature, setup.max_tokens, ignore_eos=True)
+    together = setup.batch_size > 1
+    warm = sampling(setup.temperature, min(WARM_UP_TOKENS, setup.max_tokens), ignore_eos=True)
+    for llm in (plain, drafting):
+        run_pass(llm, token_ids[: setup.batch_size], warm, together=together)
+
+    def told(one: RoundOutputs) -> None:
+        figures = one.figures()
+        console.print(f"[dim]round done: {number(figures.speedup, 2, 'x')}[/dim]")
+
+    before = drafting.collective_rpc("early_exit_counters")[0]
+    with telling(console, f"{len(chosen)} prompts, {rounds} rounds"):
+        outputs = run_rounds(
+            plain, drafting, token_ids, params, rounds, together=together, done=told
+        )
+    after = drafting.collective_rpc("early_exit_counters")[0]
+    equal = None if setup.temperature else summary.equality(chosen, outputs)
+    figures = [one.figures() for one in outputs]
+    return BenchResult(
+        setup=setup.model_copy(
+            update={"prompts": len(chosen), "skipped_too_long": len(prompts) - len(fitting)}
+        ),
+        rounds=figures,
+        speedup=Spread.of(
+            paired_ratios(
+                [one.plain.tokens_per_second for one in figures],
+                [one.drafting.tokens_per_second for one in figures],
+            )
+        ),
+        acceptance=summary.acceptance(outputs),
+        ladder=LadderCost.between(before, after),
+        equality=equal,
+        categories=summary.categories(chosen, outputs, equal),
+        provenance=provenance(device()),
+    )
+
+
+def setup_of(
+    settings: EngineSettings,
+    speculative: dict[str, Any],
+    llm: Any,
+    batch_size: int,
+    max_tokens: int,
+    temperature: float,
+) -> Setup:
+    """What is measured, the number of prompts still to come."""
+    config = llm.llm_engine.model_config
+    return Setup(
+        model=settings.name,
+        architecture=config.architecture,
+        layers=config.get_total_num_hidden_layers(),
+        hidden_size=config.get_hidden_size(),
+        dtype=str(config.dtype).removeprefix("torch."),
+        mode="eager" if settings.eager else "compiled",
+        speculative_config=without_paths(speculative),
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        prompts=0,
+        skipped_too_long=0,
+    )

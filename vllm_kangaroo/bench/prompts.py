@@ -1,0 +1,130 @@
+"""Prompts of the demo and of Spec-Bench, and how some are chosen from many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+DEMO_PROMPTS = Path(__file__).parent.parent / "demo" / "prompts.json"
+# Spec-Bench (arXiv 2401.07851) reports the eight categories of its MT-Bench part as one task.
+MT_BENCH = frozenset(
+    ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+)
+
+
+class PromptError(ValueError):
+    """Prompts that cannot be used; one sentence with the remedy."""
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(BaseModel):
+    """A chat for the model to answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    category: str = "demo"
+
+    @classmethod
+    def of_text(cls, name: str, text: str, category: str = "demo") -> Prompt:
+        """A chat of one user's turn."""
+        return cls(name=name, messages=(Message(role="user", content=text),), category=category)
+
+
+class _Question(BaseModel):
+    """A line of Spec-Bench's question.jsonl; what else stands in it is not used."""
+
+    question_id: int | str
+    category: str
+    turns: list[str] = Field(min_length=1)
+
+
+def load_prompts(path: Path) -> list[Prompt]:
+    """Read the demo's form (a JSON list of name and messages) or Spec-Bench's ``question.jsonl``.
+
+    Of a Spec-Bench question only the first turn is taken.
+
+    Raises:
+        PromptError: if the file is missing, empty or in neither form.
+    """
+    form = "a JSON list of {name, messages} or Spec-Bench's question.jsonl"
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            questions = [_Question.model_validate_json(line) for line in text.splitlines() if line]
+            prompts = [_of_question(question) for question in questions]
+        else:
+            prompts = TypeAdapter(list[Prompt]).validate_python(json.loads(text))
+    except OSError as error:
+        raise PromptError(
+            f"--prompts {path} cannot be read ({error.strerror}): give {form}."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PromptError(f"--prompts {path} has a wrong {where!r}: give {form}.") from error
+    except ValueError as error:
+        raise PromptError(f"--prompts {path} is not JSON: give {form}.") from error
+    if not prompts:
+        raise PromptError(f"--prompts {path} holds no prompt: give {form}.")
+    return prompts
+
+
+def _of_question(question: _Question) -> Prompt:
+    category = "mt_bench" if question.category in MT_BENCH else question.category
+    return Prompt.of_text(str(question.question_id), question.turns[0], category)
+
+
+def evenly(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Choose ``count`` prompts: as many of each category as can be, evenly spaced within it.
+
+    Their order stays as it was; all of them if there are no more than ``count``.
+    """
+    categories: dict[str, list[int]] = {}
+    for at, prompt in enumerate(prompts):
+        categories.setdefault(prompt.category, []).append(at)
+    shares = _shares([len(members) for members in categories.values()], count)
+    chosen = [
+        members[(2 * at + 1) * len(members) // (2 * share)]
+        for members, share in zip(categories.values(), shares, strict=True)
+        for at in range(share)
+    ]
+    return [prompts[at] for at in sorted(chosen)]
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """Split ``count`` over groups as evenly as their sizes allow."""
+    shares = [0] * len(sizes)
+    for _ in range(min(count, sum(sizes))):
+        open_groups = [at for at, size in enumerate(sizes) if shares[at] < size]
+        shares[min(open_groups, key=lambda at: shares[at])] += 1
+    return shares
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a chat up to where the answer begins, by the model's chat template.
+
+    Raises:
+        PromptError: if the model has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        name = Path(str(tokenizer.name_or_path)).name
+        raise PromptError(f"--model {name} has no chat template: choose a model for chats.")
+    messages = [message.model_dump() for message in prompt.messages]
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(token_id) for token_id in encoded]

@@ -1,0 +1,118 @@
+"""The figures of one benchmark, as they are printed and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, computed_field
+
+from vllm_kangaroo.bench.ladder_cost import LadderCost
+from vllm_kangaroo.bench.provenance import Provenance
+from vllm_kangaroo.bench.statistics import Acceptance, Spread
+
+
+class Speed(BaseModel):
+    """Tokens generated and the wall time they took, prefill included."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Speed) -> Speed:
+        return Speed(tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def tokens_per_second(self) -> float:
+        """Zero if nothing was generated."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Round(BaseModel):
+    """Every prompt once on each engine, one engine after the other."""
+
+    drafting_first: bool
+    plain: Speed
+    drafting: Speed
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def speedup(self) -> float:
+        """Ratio of the two engines' tokens per second."""
+        return self.drafting.tokens_per_second / self.plain.tokens_per_second
+
+
+class Divergence(BaseModel):
+    """Where a prompt's two outputs part."""
+
+    prompt: str
+    token: int
+    """Index of the first output token that differs."""
+    of: int
+
+
+class Equality(BaseModel):
+    """How many outputs of the two engines were identical, token for token, in every round."""
+
+    prompts: int
+    identical: int
+    divergences: list[Divergence]
+    plain_repeats: int
+    """Outputs that vLLM alone gave alike in every round: a bound on what can be asked of drafting."""
+
+
+class Category(BaseModel):
+    """The figures of one kind of prompts."""
+
+    name: str
+    prompts: int
+    speedup: Spread | None
+    """Over the rounds; None where prompts shared a batch and no category has a time of its own."""
+    plain: Speed | None
+    drafting: Speed | None
+    acceptance: Acceptance
+    identical: int | None
+
+
+class Setup(BaseModel):
+    """What was measured."""
+
+    model: str
+    architecture: str
+    layers: int
+    hidden_size: int
+    dtype: str
+    mode: str
+    """``compiled`` as vLLM would by itself, or ``eager``."""
+    speculative_config: dict[str, Any]
+    batch_size: int
+    max_tokens: int
+    temperature: float
+    prompts: int
+    skipped_too_long: int
+
+
+class BenchResult(BaseModel):
+    """One run of ``vllm-kangaroo bench``."""
+
+    setup: Setup
+    rounds: list[Round]
+    speedup: Spread
+    """Median and range of the rounds' ratios."""
+    acceptance: Acceptance
+    ladder: LadderCost
+    equality: Equality | None
+    """None when sampling: the outputs then agree in distribution only."""
+    categories: list[Category]
+    provenance: Provenance
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def plain_tokens_per_second(self) -> Spread:
+        """Of vLLM alone, over the rounds."""
+        return Spread.of([one.plain.tokens_per_second for one in self.rounds])
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drafting_tokens_per_second(self) -> Spread:
+        """With drafting, over the rounds."""
+        return Spread.of([one.drafting.tokens_per_second for one in self.rounds])
