@@ -1,0 +1,48 @@
+"""The demo for real: two engines, and outputs that are equal in fp32 with drafts accepted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_kangaroo.demo.results import DemoResult
+
+PROMPTS = ("Can you find me a bus to San Francisco?", "I would like a large latte, please.")
+
+
+@pytest.mark.e2e
+def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
+    json_file, svg_file = tmp_path / "demo.json", tmp_path / "demo.svg"
+    flags = ["--eager", "--dtype", "float32", "--max-tokens", "24", "--exit-layer", "2"]
+    flags += ["--json", str(json_file), "--svg", str(svg_file)]
+    for prompt in PROMPTS:
+        flags += ["--prompt", prompt]
+    run = subprocess.run(
+        [sys.executable, "-m", "vllm_kangaroo.cli", "demo", *flags],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    result = DemoResult.model_validate_json(json_file.read_text())
+
+    assert result.identical == len(PROMPTS)
+    assert 0 < result.acceptance.accepted <= result.acceptance.drafted
+    for prompt in result.prompts:
+        assert "".join(segment.text for segment in prompt.segments) == prompt.plain_text
+        assert {segment.drafted for segment in prompt.segments} == {True, False}
+        # Each engine generated it once a round.
+        assert prompt.plain.tokens == prompt.drafting.tokens == result.rounds * prompt.tokens
+        assert prompt.tokens <= 24
+        assert not prompt.segments[0].drafted  # the prompt's own step drafts nothing
+    assert "token for token" in run.stdout
+    assert "vLLM" in svg_file.read_text()
+
+    setup = json.loads(json_file.read_text())["setup"]
+    assert (setup["model"], setup["mode"], setup["dtype"]) == ("demo", "eager", "float32")
+    assert str(Path(sys.executable).parent) not in json_file.read_text()
+    assert "INFO" not in run.stdout + run.stderr  # vLLM's log stays hidden

@@ -1,0 +1,123 @@
+"""What the demo prints and draws."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vllm_kangaroo.bench.provenance import provenance
+from vllm_kangaroo.bench.results import Setup, Speed
+from vllm_kangaroo.bench.statistics import Acceptance
+from vllm_kangaroo.demo.results import DemoResult, PromptResult, Segment
+from vllm_kangaroo.demo.view import DRAFTED, OWN, answer, closing, legend, save_picture
+
+SEGMENTS = [Segment(text="Where", drafted=False), Segment(text=" are you", drafted=True)]
+
+
+def result(*identical: bool | None, dtype: str = "bfloat16", mode: str = "compiled") -> DemoResult:
+    prompts = [
+        PromptResult(
+            name=f"prompt {at}",
+            prompt=f"Question {at}?",
+            tokens=12,
+            plain=Speed(tokens=24, seconds=2.0),
+            drafting=Speed(tokens=24, seconds=1.5),
+            acceptance=Acceptance(steps=8, drafted=20, accepted=12),
+            segments=SEGMENTS,
+            plain_text="Where are you",
+            identical=same,
+            first_divergence=7 if same is False else None,
+        )
+        for at, same in enumerate(identical)
+    ]
+    setup = Setup(
+        model="demo",
+        architecture="LlamaForCausalLM",
+        layers=12,
+        hidden_size=192,
+        dtype=dtype,
+        mode=mode,
+        speculative_config={"method": "kangaroo"},
+        batch_size=1,
+        max_tokens=12,
+        temperature=0.8 if None in identical else 0.0,
+        prompts=len(prompts),
+        skipped_too_long=0,
+    )
+    return DemoResult(
+        setup=setup, rounds=2, prompts=prompts, provenance=provenance("CPU", ["x", "demo"])
+    )
+
+
+def printed(what: DemoResult) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    for part in closing(what):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_table_has_every_figure_in_eighty_columns():
+    text = printed(result(True, True))
+    assert "…" not in text
+    row = next(line for line in text.splitlines() if line.startswith("prompt 0"))
+    assert row.split()[2:] == ["12.0", "16.0", "1.33x", "2.50", "2.50", "yes"]
+    assert "2 of 2" in text
+    assert "identical to vLLM's, token for token" in text
+
+
+def test_difference_is_located_and_shown():
+    text = printed(result(True, False))
+    assert "1 of 2 prompts" in text
+    assert "prompt 1: differs from token 7 on" in text
+    assert "prompt 1, vLLM alone:" in text
+    assert "--dtype float32" in text
+    assert "--dtype float32" not in printed(result(True, False, dtype="float32"))
+
+
+def test_sampled_texts_are_not_compared():
+    text = printed(result(None))
+    assert "chance" in text
+    assert "identical to" not in text
+
+
+def test_eager_run_says_so():
+    assert "--eager" in printed(result(True, mode="eager"))
+    assert "--eager" not in printed(result(True))
+
+
+def test_origins_have_their_own_colours():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor")
+    console.print(answer("Question?", SEGMENTS, colours=True))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    codes = [
+        ";".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5)) for colour in (OWN, DRAFTED)
+    ]
+    assert re.search(rf"38;2;{codes[0]}mWhere\x1b.*38;2;{codes[1]}m are you", text)
+
+
+def test_without_colours_drafts_stand_in_brackets():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(legend(colours=False))
+    console.print(answer("Question?", SEGMENTS, colours=False))
+    assert isinstance(console.file, io.StringIO)
+    assert "Where[ are you]" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_picture_loads_nothing_from_elsewhere(tmp_path: Path, count: int):
+    path = tmp_path / "demo.svg"
+    save_picture(result(*[True] * count), path)
+    text = path.read_text()
+    assert "Question&#160;0?" in text
+    assert DRAFTED in text and OWN in text
+    assert "url(http" not in text and "@font-face" not in text and "src:" not in text
+    assert f"{count}&#160;of&#160;{count}" in text
+
+
+def test_written_figures_can_be_read_back():
+    ours = result(True, False)
+    assert DemoResult.model_validate_json(ours.model_dump_json()) == ours

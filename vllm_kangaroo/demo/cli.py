@@ -1,0 +1,94 @@
+"""``vllm-kangaroo demo``: the same prompts in vLLM alone and with early-exit drafting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vllm_kangaroo import demo_model
+from vllm_kangaroo.bench import engines
+from vllm_kangaroo.bench.measure import setup_of
+from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
+from vllm_kangaroo.bench.provenance import provenance
+from vllm_kangaroo.demo.comparison import compare
+from vllm_kangaroo.demo.results import DemoResult, Segment
+from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
+
+
+def demo(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A prompt of your own; may be repeated."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy decoding.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 128,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, ... or auto.")] = "bfloat16",
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Compile neither engine: quicker start, slower run.")
+    ] = False,
+    method: Annotated[str, typer.Option(help="Method of drafting.")] = "kangaroo",
+    model: Annotated[str, typer.Option(help="Another model.", show_default="demo")] = "",
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter directory. Default: that beside the model.")
+    ] = None,
+    exit_layer: Annotated[
+        int | None, typer.Option(help="Draft after this layer with the model's own head.")
+    ] = None,
+    speculative_config: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="All of it, as vLLM takes it, instead of these flags."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each prompt per engine.")] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")
+    ] = None,
+    svg_file: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write a picture here.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
+) -> None:
+    """Generate with vLLM alone and with early-exit drafting, and compare text and speed."""
+    console = Console(highlight=False)
+    colours = console.color_system is not None
+    prompts = [Prompt.of_text(f"prompt {at}", text) for at, text in enumerate(prompt or (), 1)]
+    prompts = prompts or load_prompts(DEMO_PROMPTS)
+    if verbose:
+        engines.verbose_logging()
+    settings = engines.EngineSettings(model=model or demo_model(), dtype=dtype, eager=eager)
+    speculative = engines.speculative_config(
+        method, speculative_config, model=adapter, exit_layer=exit_layer
+    )
+
+    def show(one: Prompt, segments: list[Segment]) -> None:
+        console.print(answer(one.messages[-1].content, segments, colours=colours))
+
+    with engines.pair(settings, speculative, console) as (plain, drafting):
+        setup = setup_of(settings, speculative, plain, 1, max_tokens, temperature)
+        console.print(legend(colours=colours), end="\n\n")
+        with engines.telling(console, f"generating, each prompt on both engines, {rounds}x"):
+            found = compare(
+                plain,
+                drafting,
+                prompts,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                rounds=rounds,
+                told=show,
+            )
+    result = DemoResult(
+        setup=setup.model_copy(update={"prompts": len(found)}),
+        rounds=rounds,
+        prompts=found,
+        provenance=provenance(engines.device()),
+    )
+    for part in closing(result):
+        console.print(part)
+    if json_file is not None:
+        json_file.write_text(result.model_dump_json(indent=1) + "\n")
+        console.print(f"figures written to {json_file}", soft_wrap=True)
+    if svg_file is not None:
+        save_picture(result, svg_file)
+        console.print(f"picture written to {svg_file}", soft_wrap=True)
