@@ -119,13 +119,20 @@ class EarlyExitProposer:
         """Serve this runner's batches. Call once its block tables exist."""
         self.attention = PagedAttention(runner)
 
-    def warm(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Run every pass once without attention metadata, as vLLM's profiling does; compiles what is to be compiled."""
+    def warm(self, input_ids: Tensor, positions: Tensor, *, every_pass: bool) -> Tensor:
+        """Run the passes once as vLLM's profiling does, compiling what is to be compiled.
+
+        Args:
+            every_pass: also those that only drafting runs. Their tokens are fewer, so that they can only run
+                where there is no attention metadata.
+        """
         some = slice(0, self.vllm_config.scheduler_config.max_num_seqs)
-        self._draft(input_ids[some].to(torch.int32), positions[some])
+        if every_pass:
+            self._draft(input_ids[some].to(torch.int32), positions[some])
         state = self.ladder.bottom(input_ids, positions)
         for middle, check in zip(self.ladder.middle, self._check, strict=True):
-            check(positions[some], *(part[some].clone() for part in state), *self._pad)
+            if every_pass:
+                check(positions[some], *(part[some].clone() for part in state), *self._pad)
             state = middle(positions, state)
         return self.ladder.top(positions, state)
 

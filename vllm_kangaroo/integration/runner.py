@@ -36,10 +36,11 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     ) -> Any:
         assert input_ids is not None and positions is not None
         assert intermediate_tensors is None and inputs_embeds is None and not model_kwargs
-        if not get_forward_context().attn_metadata:  # a profiling or warm-up run
-            return self.drafter.warm(input_ids, positions)
         batch = self.input_batch
         count = batch.num_reqs
+        attended = bool(get_forward_context().attn_metadata)
+        if not attended or count == 0:  # a profiling or warm-up run
+            return self.drafter.warm(input_ids, positions, every_pass=not attended)
         spans = Spans(
             rows=np.arange(count),
             slots=self.drafter.ladder.slots(batch.req_ids[:count]),
