@@ -266,7 +266,7 @@ def check_adapter(
     try:
         config = AdapterConfig.load(directory)
     except ValueError as error:
-        raise OptionError(f"{where} cannot be used: {error}") from error
+        raise OptionError(f"{where} cannot be used: {error}.") from error
     for shape in (
         "hidden_size",
         "num_attention_heads",
