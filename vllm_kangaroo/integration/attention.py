@@ -158,6 +158,8 @@ class DraftChain:
         for gid, group in enumerate(runner.kv_cache_config.kv_cache_groups):
             table = runner.input_batch.block_table[gid]
             block, offset = np.divmod(positions, table.block_size)
+            # A request near the model's length limit leaves the chain before it gets past its last block.
+            block = np.minimum(block, table.block_table.np.shape[1] - 1)
             slots = table.block_table.np[rows, block].astype(np.int64) * table.block_size + offset
             self._groups.append(
                 _ChainGroup(
