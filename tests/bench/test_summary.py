@@ -10,7 +10,7 @@ from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.prompts import Prompt
 from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.report import print_result
-from vllm_kangaroo.bench.results import BenchResult, Setup, Speed
+from vllm_kangaroo.bench.results import BenchResult, Divergence, Setup, Speed
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
 
@@ -45,7 +45,7 @@ def two_rounds(*, apart: bool = True) -> list[RoundOutputs]:
 def test_one_difference_in_any_round_counts():
     found = summary.equality(PROMPTS, two_rounds())
     assert (found.prompts, found.identical, found.plain_repeats) == (3, 2, 3)
-    assert [(one.prompt, one.token, one.of) for one in found.divergences] == [("b", 2, 4)]
+    assert found.divergences == [Divergence(prompt="b", index=1, round=1, token=2, of=4)]
 
 
 def test_plain_engine_that_does_not_repeat_itself_is_told():

@@ -16,7 +16,7 @@ PROMPTS = ("Can you find me a bus to San Francisco?", "I would like a large latt
 @pytest.mark.e2e
 def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
     json_file, svg_file = tmp_path / "demo.json", tmp_path / "demo.svg"
-    flags = ["--eager", "--dtype", "float32", "--max-tokens", "24", "--exit-layer", "2"]
+    flags = ["--eager", "--dtype", "float32", "--max-tokens", "24"]
     flags += ["--json", str(json_file), "--svg", str(svg_file)]
     for prompt in PROMPTS:
         flags += ["--prompt", prompt]

@@ -8,12 +8,16 @@ import pytest
 from rich.console import Console
 
 from vllm_kangaroo.bench.provenance import provenance
-from vllm_kangaroo.bench.results import Setup, Speed
+from vllm_kangaroo.bench.results import Divergence, Setup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
 from vllm_kangaroo.demo.results import DemoResult, PromptResult, Segment
 from vllm_kangaroo.demo.view import DRAFTED, OWN, answer, closing, legend, save_picture
 
 SEGMENTS = [Segment(text="Where", drafted=False), Segment(text=" are you", drafted=True)]
+
+
+def parted(at: int) -> Divergence:
+    return Divergence(prompt=f"prompt {at}", index=at, round=0, token=7, of=12, margin=0.0625)
 
 
 def result(*identical: bool | None, dtype: str = "bfloat16", mode: str = "compiled") -> DemoResult:
@@ -28,7 +32,7 @@ def result(*identical: bool | None, dtype: str = "bfloat16", mode: str = "compil
             segments=SEGMENTS,
             plain_text="Where are you",
             identical=same,
-            first_divergence=7 if same is False else None,
+            divergence=None if same is not False else parted(at),
         )
         for at, same in enumerate(identical)
     ]
@@ -71,7 +75,9 @@ def test_table_has_every_figure_in_eighty_columns():
 def test_difference_is_located_and_shown():
     text = printed(result(True, False))
     assert "1 of 2 prompts" in text
-    assert "prompt 1: differs from token 7 on" in text
+    assert "prompt 1: differs from token 7 of 12 on" in text
+    assert "0.062 nats apart" in " ".join(text.split())
+    assert "first 7" in next(line for line in text.splitlines() if line.startswith("prompt 1  "))
     assert "prompt 1, vLLM alone:" in text
     assert "--dtype float32" in text
     assert "--dtype float32" not in printed(result(True, False, dtype="float32"))

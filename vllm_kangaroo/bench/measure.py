@@ -10,6 +10,7 @@ from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.engines import EngineSettings, device, telling, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
+from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
 from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.report import number
@@ -60,7 +61,9 @@ def measure(
             plain, drafting, token_ids, params, rounds, together=together, done=told
         )
     after = drafting.collective_rpc("early_exit_counters")[0]
-    equal = None if setup.temperature else summary.equality(chosen, outputs)
+    equal = None
+    if not setup.temperature:
+        equal = with_margins(plain, summary.equality(chosen, outputs), token_ids, outputs)
     figures = [one.figures() for one in outputs]
     return BenchResult(
         setup=setup.model_copy(

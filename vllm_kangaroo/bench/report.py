@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from vllm_kangaroo.bench.results import BenchResult, Category, Equality, Speed
+from vllm_kangaroo.bench.results import BenchResult, Category, Divergence, Equality, Speed
 from vllm_kangaroo.bench.statistics import Spread
 
 NONE = "–"
@@ -29,6 +30,14 @@ def _rate(speed: Speed | None) -> str:
     return NONE if speed is None else number(speed.tokens_per_second, 1)
 
 
+def parting(one: Divergence) -> str:
+    """Where two outputs part, and how close a call that was."""
+    near = (
+        "" if one.margin is None else f", where vLLM's two choices are {one.margin:.3f} nats apart"
+    )
+    return f"{one.prompt}: differs from token {one.token} of {one.of} on{near}"
+
+
 def print_result(result: BenchResult, console: Console) -> None:
     """Print all of it."""
     for part in _parts(result):
@@ -47,7 +56,7 @@ def _parts(result: BenchResult) -> Iterator[RenderableType]:
     if len(result.categories) > 1:
         yield _categories(result.categories)
     yield _drafting(result)
-    yield _equality(result.equality)
+    yield Text(_equality(result.equality))
 
 
 def _rounds(result: BenchResult) -> Table:
@@ -128,8 +137,5 @@ def _equality(equality: Equality | None) -> str:
         lines.append(
             f"vLLM alone repeated itself in {equality.plain_repeats} of {equality.prompts} prompts."
         )
-    lines += [
-        f"{one.prompt}: differs from token {one.token} of {one.of} on"
-        for one in equality.divergences
-    ]
+    lines += [f"  {parting(one)}" for one in equality.divergences]
     return "\n".join(lines)

@@ -45,9 +45,16 @@ class Divergence(BaseModel):
     """Where a prompt's two outputs part."""
 
     prompt: str
+    index: int
+    """Which of the prompts that is, from 0."""
+    round: int
+    """The first round in which they part, from 0."""
     token: int
     """Index of the first output token that differs."""
     of: int
+    margin: float | None = None
+    """Between the two tokens' log-probabilities in vLLM alone, in nats. None if one output had ended
+    there, or one token is far from likely."""
 
 
 class Equality(BaseModel):

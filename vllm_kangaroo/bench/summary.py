@@ -14,11 +14,12 @@ def equality(prompts: Sequence[Prompt], rounds: Sequence[RoundOutputs]) -> Equal
     """Compare the engines' outputs in every round; a prompt counts as identical if it always was."""
     divergences = []
     for at, prompt in enumerate(prompts):
-        for one in rounds:
+        for number, one in enumerate(rounds):
             ours, theirs = (tokens_of(each, at) for each in (one.plain, one.drafting))
             where = first_divergence(ours, theirs)
             if where is not None:
-                divergences.append(Divergence(prompt=prompt.name, token=where, of=len(ours)))
+                place = {"index": at, "round": number, "token": where, "of": len(ours)}
+                divergences.append(Divergence(prompt=prompt.name, **place))
                 break
     return Equality(
         prompts=len(prompts),

@@ -7,8 +7,9 @@ from typing import Any
 
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.generation import Generation, sampling
+from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode
-from vllm_kangaroo.bench.results import Speed
+from vllm_kangaroo.bench.results import Divergence, Speed
 from vllm_kangaroo.bench.rounds import (
     WARM_UP_TOKENS,
     Pass,
@@ -52,10 +53,11 @@ def compare(
         together=False,
         drafted=lambda at, output: told(prompts[at], marked(tokenizer, output)),
     )
-    return [
-        _result(tokenizer, prompt, at, outputs, sampled=temperature > 0)
-        for at, prompt in enumerate(prompts)
-    ]
+    parted: dict[int, Divergence] | None = None
+    if not temperature:
+        equal = with_margins(plain, summary.equality(prompts, outputs), encoded, outputs)
+        parted = {one.index: one for one in equal.divergences}
+    return [_result(tokenizer, prompt, at, outputs, parted) for at, prompt in enumerate(prompts)]
 
 
 def _refuse_long(prompts: Sequence[Prompt], encoded: Sequence[list[int]], limit: int) -> None:
@@ -78,13 +80,16 @@ def _decode(tokenizer: Any, token_ids: list[int]) -> str:
 
 
 def _result(
-    tokenizer: Any, prompt: Prompt, at: int, rounds: Sequence[RoundOutputs], *, sampled: bool
+    tokenizer: Any,
+    prompt: Prompt,
+    at: int,
+    rounds: Sequence[RoundOutputs],
+    parted: dict[int, Divergence] | None,
 ) -> PromptResult:
     own = [
         RoundOutputs(_only(one.plain, at), _only(one.drafting, at), one.drafting_first)
         for one in rounds
     ]
-    equal = None if sampled else summary.equality([prompt], own)
     ours, alone = own[0].drafting.outputs[0], own[0].plain.outputs[0]
     return PromptResult(
         name=prompt.name,
@@ -95,8 +100,8 @@ def _result(
         acceptance=summary.acceptance(own),
         segments=marked(tokenizer, ours),
         plain_text=_decode(tokenizer, alone.token_ids),
-        identical=None if equal is None else not equal.divergences,
-        first_divergence=equal.divergences[0].token if equal and equal.divergences else None,
+        identical=None if parted is None else at not in parted,
+        divergence=None if parted is None else parted.get(at),
     )
 
 

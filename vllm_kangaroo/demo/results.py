@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, computed_field
 
 from vllm_kangaroo.bench.provenance import Provenance
-from vllm_kangaroo.bench.results import Setup, Speed
+from vllm_kangaroo.bench.results import Divergence, Setup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
 
 
@@ -34,8 +34,8 @@ class PromptResult(BaseModel):
     """The output of vLLM alone."""
     identical: bool | None
     """Whether the two were alike, token for token, in every round; None when sampling."""
-    first_divergence: int | None
-    """Index of the first token that differs; None where none does, and when sampling."""
+    divergence: Divergence | None
+    """Where they part; None where they do not, and when sampling."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vllm_kangaroo.bench.report import NONE, number
+from vllm_kangaroo.bench.report import NONE, number, parting
 from vllm_kangaroo.demo.results import DemoResult, PromptResult, Segment
 
 # Apart for the colour-blind too (Okabe and Ito).
@@ -96,7 +96,7 @@ def _figures(one: PromptResult | DemoResult) -> tuple[str, ...]:
 def _same(one: PromptResult) -> str:
     if one.identical is None:
         return NONE
-    return "yes" if one.identical else f"{one.first_divergence} of {one.tokens}"
+    return "yes" if one.divergence is None else f"first {one.divergence.token}"
 
 
 def verdict(result: DemoResult) -> Iterator[str]:
@@ -114,12 +114,13 @@ def verdict(result: DemoResult) -> Iterator[str]:
     else:
         yield f"{method}'s outputs are identical to vLLM's for {result.identical} of {count} prompts."
         for one in result.prompts:
-            if one.identical is False:
-                yield f"  {one.name}: differs from token {one.first_divergence} on."
+            if one.divergence is not None:
+                yield f"  {parting(one.divergence)}"
         if setup.dtype != "float32":
             yield (
-                f"In {setup.dtype} a pass over several tokens rounds otherwise than a pass over one, "
-                f"which can turn a near tie; --dtype float32 shows the comparison without it."
+                f"In {setup.dtype} a model cut in two, and a pass over several tokens, round otherwise "
+                f"than the whole over one: near ties may fall differently. --dtype float32 compares "
+                f"without that."
             )
     if setup.mode == "eager":
         yield "Neither engine was compiled (--eager), so both are slower than they would be."
