@@ -94,9 +94,12 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     def _draft_limit(self, newest: int, row: int, params: Any) -> int:
         """Most drafts that can still be of use: the model's length and ``max_tokens`` end a request first."""
         room = self.max_model_len - 2 - newest
+        produced = newest + 1 - int(self.input_batch.num_prompt_tokens[row])
         if params.max_tokens is not None:
-            produced = newest + 1 - int(self.input_batch.num_prompt_tokens[row])
             room = min(room, params.max_tokens - produced - 1)
+        if produced < params.min_tokens:
+            # vLLM forbids the token after the last draft to stop if the step begins below the minimum.
+            room = min(room, params.min_tokens - produced - 1)
         return min(self.drafter.plan.num_speculative_tokens, room)
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
