@@ -56,9 +56,14 @@ class EarlyExitProposer:
             tiers.LayerRange(decoder, keys, start, end, last=tier == len(exits) - 2)
             for tier, (start, end) in enumerate(pairwise(exits))
         ]
+        keys_of = {"kangaroo": ("model",), "hispec": ("draft_adapter", "verify_adapter")}
         adapters = [
-            None if path is None else self._load_adapter(Path(path), layers + at, target, decoder)
-            for at, path in enumerate(self.plan.adapters)
+            None
+            if path is None
+            else self._load_adapter(key, Path(path), layers + at, target, decoder)
+            for at, (key, path) in enumerate(
+                zip(keys_of[self.plan.method], self.plan.adapters, strict=False)
+            )
         ]
         heads = [tiers.ExitHead(target, norm, adapter) for adapter in adapters]
 
@@ -92,7 +97,7 @@ class EarlyExitProposer:
         return tiers.compiled(kind, f"tier {number + 1}", self.vllm_config, **parts)
 
     def _load_adapter(
-        self, directory: Path, index: int, target: nn.Module, decoder: nn.Module
+        self, key: str, directory: Path, index: int, target: nn.Module, decoder: nn.Module
     ) -> AdapterLayer:
         config = AdapterConfig.load(directory)
         norm = getattr(decoder, "norm", None)
@@ -100,7 +105,7 @@ class EarlyExitProposer:
             ours = norm_fingerprint(norm.weight.data)
             if ours != config.target.norm_fingerprint:
                 raise OptionError(
-                    f"speculative_config['model']={str(directory)!r} was trained for {config.target.name_or_path} "
+                    f"speculative_config[{key!r}]={str(directory)!r} was trained for {config.target.name_or_path} "
                     f"(fingerprint {config.target.norm_fingerprint}), but the weights of "
                     f"{self.vllm_config.model_config.model} have {ours}: use an adapter trained for this model, or "
                     f"train one with `vllm-kangaroo train adapter`."
