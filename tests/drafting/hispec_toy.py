@@ -84,6 +84,7 @@ class HiSpecToy(ToyTiers):
         self.model.keys *= 0.6
         self.proposed: dict[tuple[str, int], int] = {}
         self.rounds: list[list[str]] = []
+        self.drafting = False
         self.verdict: Verdict = VERDICTS["honest"]
 
     def head(self, stream: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,16 +96,19 @@ class HiSpecToy(ToyTiers):
     # -- over the ladder ---------------------------------------------------------------------
 
     def draft_pass(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
-        """As in :class:`ToyTiers`; remembers what was drafted, and checks where tier 1 stands."""
+        """As in :class:`ToyTiers`; remembers what was drafted, and checks where tiers 1 and 2 begin a round."""
         spans = self.spans()
-        assert (self.ladder.frontiers[spans.slots, 0] == spans.starts).all()
+        if not self.drafting:
+            assert (self.ladder.frontiers[spans.slots, :2] == spans.starts[:, None]).all()
+        self.drafting = True
         state, token_ids, confidences = super().draft_pass(input_ids, positions)
         for row, position, token in zip(spans.rows, spans.starts, token_ids.tolist(), strict=True):
             self.proposed[self.attention.requests[row], int(position) + 1] = token
         return state, token_ids, confidences
 
     def check_pass(self, positions: Tensor, state: State) -> tuple[State, Tensor]:
-        """See :class:`vllm_kangaroo.drafting.hispec.CheckPass`; checks where tiers 1 and 2 stand."""
+        """See :class:`vllm_kangaroo.drafting.hispec.CheckPass`; checks where they stand before a check."""
+        self.drafting = False
         spans = self.spans()
         frontiers = self.ladder.frontiers[spans.slots]
         assert (frontiers[:, 0] == spans.ends).all() and (frontiers[:, 1] == spans.starts).all()

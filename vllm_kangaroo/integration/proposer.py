@@ -139,7 +139,10 @@ class EarlyExitProposer:
             if every_pass:
                 check(positions[some], *(part[some].clone() for part in state), *self._pad)
             state = middle(positions, state)
-        return self.ladder.top(positions, state)
+        hidden = self.ladder.top(positions, state)
+        for run in (self._bottom, self._draft, *self._middle, *self._check, self._top):
+            tiers.skip_guards(run)
+        return hidden
 
     def forward(
         self, spans: Spans, input_ids: Tensor, host_ids: np.ndarray, positions: Tensor

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EarlyExitRunnerMixin(GPUModelRunner):
-    """Overrides the four methods of the V1 runner at which drafting and verification differ.
+    """Overrides the methods of the V1 runner at which drafting and verification differ.
 
     It has no state of its own: the proposer that vLLM has created holds the ladder.
     """
@@ -49,6 +49,13 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         )
         return self.drafter.forward(spans, input_ids, self.input_ids.np, positions)
 
+    def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        # Without a draft in the whole batch there is nothing to reject, and vLLM's rejection sampler fails on the
+        # CPU where a request then sets top_k alone.
+        if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
+            spec_decode_metadata = None
+        return super()._sample(logits, spec_decode_metadata)
+
     def propose_draft_token_ids(
         self,
         scheduler_output: SchedulerOutput,
@@ -73,7 +80,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             # Not all_stop_token_ids: that names the end of text even where the request ignores it.
             stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
             limits[at] = self._draft_limit(int(newest[at]), int(row), params)
-            if sampled_token_ids[row][-1] in stop_ids[at]:
+            if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
                 limits[at] = 0
         which = np.flatnonzero(limits > 0)
         if not len(which):

@@ -79,6 +79,12 @@ SEAMS: tuple[Seam, ...] = (
         ("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     ),
     Seam(
+        f"{RUNNER}._sample",
+        "overridden",
+        "A batch without drafts takes the plain sampler: the rejection sampler fails there if only top_k is set.",
+        ("logits", "spec_decode_metadata"),
+    ),
+    Seam(
         f"{RUNNER}.propose_draft_token_ids",
         "overridden",
         "Drafts with the first tier; may return lists of any lengths.",

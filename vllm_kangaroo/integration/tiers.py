@@ -207,3 +207,15 @@ def compiled(base: type[_Pass], label: str, vllm_config: VllmConfig, **parts: An
     names = [n for n in source.__annotations__ if n != "return"]
     decorated = support_torch_compile(dynamic_arg_dims=dict.fromkeys(names, 0))(own)
     return cast(_Pass, decorated(vllm_config=vllm_config, **parts))
+
+
+def skip_guards(run: Any) -> None:
+    """Stop a pass that was just compiled from evaluating guards it does not have.
+
+    vLLM drops all guards, and does this itself when it loads a compiled pass from its cache; after a fresh compile
+    every call would still bind its arguments for them, which a short pass feels.
+    """
+    compiled_fn = getattr(run, "aot_compiled_fn", None)
+    evaluate = run.vllm_config.compilation_config.dynamic_shapes_config.evaluate_guards
+    if compiled_fn is not None and not evaluate:
+        compiled_fn.disable_guard_check()
