@@ -14,6 +14,7 @@ from tests.e2e.engines import FP32, KANGAROO, Engine, Engines, Prompt, endings, 
 from tests.e2e.prompts import mixed
 from vllm_kangaroo import demo_adapter
 from vllm_kangaroo.drafting import hispec
+from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 
 LAYERS, DRAFT, VERIFY = 12, 1, 3
 PER_ROUND, BUFFER = 2, 4
@@ -300,7 +301,8 @@ def test_an_adapter_drafts_at_its_exit(
         "confidence_threshold": 0.2,
     }
     engine = engines.get(speculative_config=config, **TIGHT)
-    assert engine.proposer.plan.exits == (2, 5, LAYERS)
+    exit_layer = AdapterConfig.load(demo_adapter()).exit_layer
+    assert engine.proposer.plan.exits == (exit_layer, 5, LAYERS)
     for _ in range(2):  # the second time with the adapter's keys and values from the prefix cache
         with engine.drafting() as gain:
             found = engine.generate(prompts)
