@@ -21,7 +21,9 @@ class Seam:
     """
 
     target: str
-    how: Literal["wrapped", "overridden", "subclassed", "called", "replaced while tracing"]
+    how: Literal[
+        "wrapped", "overridden", "subclassed", "called", "replaced", "replaced while tracing"
+    ]
     why: str
     parameters: tuple[str, ...] = ()
     versions: str = ">=0.32,<0.33"
@@ -83,6 +85,12 @@ SEAMS: tuple[Seam, ...] = (
         "overridden",
         "A batch without drafts takes the plain sampler: the rejection sampler fails there if only top_k is set.",
         ("logits", "spec_decode_metadata"),
+    ),
+    Seam(
+        "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+        "replaced",
+        "On the CPU it returns uninitialised memory (vllm-project/vllm#55005): sampled requests need it to be right.",
+        ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
     ),
     Seam(
         f"{RUNNER}.propose_draft_token_ids",

@@ -9,6 +9,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
+from vllm_kangaroo.integration import cpu_sampling
 from vllm_kangaroo.integration.runner import EarlyExitCPUModelRunner, EarlyExitGPUModelRunner
 
 
@@ -35,6 +36,7 @@ class EarlyExitCPUWorker(CPUWorker):
     def init_device(self) -> None:
         """Build vLLM's runner and adopt it."""
         super().init_device()
+        cpu_sampling.install()
         self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitCPUModelRunner)
 
     def early_exit_counters(self) -> dict[str, Any]:
