@@ -184,5 +184,7 @@ def test_drafting_goes_on_beside_a_request_at_the_models_length(kangaroo: Engine
 def test_what_vllm_refuses_beside_speculation_is_refused(
     kangaroo: Engine, refused: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="not yet supported with speculative decoding"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="not yet supported with speculative decoding"):
         kangaroo.generate([mixed()[0]], **refused)

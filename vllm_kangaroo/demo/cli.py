@@ -17,6 +17,9 @@ from vllm_kangaroo.demo.comparison import compare
 from vllm_kangaroo.demo.results import DemoResult, Segment
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
 
+# The demo model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
+DEMO_DRAFTING = {"num_speculative_tokens": 4, "confidence_threshold": 0.05}
+
 
 def demo(
     prompt: Annotated[
@@ -58,8 +61,9 @@ def demo(
     if verbose:
         engines.verbose_logging()
     settings = engines.EngineSettings(model=model or demo_model(), dtype=dtype, eager=eager)
+    tuned = DEMO_DRAFTING if not model and method == "kangaroo" and not speculative_config else {}
     speculative = engines.speculative_config(
-        method, speculative_config, model=adapter, exit_layer=exit_layer
+        method, speculative_config, model=adapter, exit_layer=exit_layer, **tuned
     )
 
     def show(one: Prompt, segments: list[Segment]) -> None:
