@@ -10,6 +10,8 @@ from vllm_kangaroo import environment
 # Before any test module imports vLLM: engines are processes of their own and inherit it.
 environment.apply()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# For models this small a second thread costs more in hand-overs than it computes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 E2E = Path(__file__).parent / "e2e"
 

