@@ -76,6 +76,8 @@ def make_model(name: str, folder: Path, *, spread: float = 0.12, **changes: Any)
         for key, parameter in model.named_parameters():
             if "norm" in key:
                 parameter.normal_(0.0 if name.startswith("gemma") else 1.0, 0.1)
+            elif "embed" in key and name.startswith("gemma"):
+                parameter.normal_(0.0, spread * 0.4)  # which the model multiplies by 8
             else:
                 parameter.normal_(0.0, spread)
         for number, layer in enumerate(model.model.layers):

@@ -32,10 +32,10 @@ def adapter(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_adapter(model, EXIT, tmp_path_factory.mktemp("adapter"))
 
 
-def kangaroo(engines: Engines, model: str, **options: Any) -> Engine:
+def kangaroo(engines: Engines, target: str, /, **options: Any) -> Engine:
     """An engine that always drafts as much as it may, so that many drafts are wrong."""
     always = {"num_speculative_tokens": DRAFTS, "confidence_threshold": 0.0}
-    return engines.kangaroo(model=model, options=always | options)
+    return engines.kangaroo(model=target, options=always | options)
 
 
 @pytest.fixture
