@@ -110,6 +110,23 @@ class Engine:
         self.sound = True
         return outputs
 
+    def submit(self, name: str, prompt: Prompt, **options: Any) -> None:
+        """Add a request without running it; :meth:`step` does."""
+        given = {"prompt_token_ids": list(prompt)}
+        self.llm.llm_engine.add_request(name, given, sampling(**options))
+
+    def step(self) -> dict[str, list[int]]:
+        """One step of the engine; the tokens of the requests that it ended."""
+        ended = [output for output in self.llm.llm_engine.step() if output.finished]
+        return {output.request_id: list(output.outputs[0].token_ids) for output in ended}
+
+    def finish(self) -> dict[str, list[int]]:
+        """Steps until no request is left; the tokens of all that ended."""
+        ended: dict[str, list[int]] = {}
+        while self.llm.llm_engine.has_unfinished_requests():
+            ended |= self.step()
+        return ended
+
     def flush(self) -> None:
         """Let the runner hear of the requests that have ended, which vLLM tells it with the next step."""
         self.generate([[1]], max_tokens=1)

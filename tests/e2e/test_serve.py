@@ -246,6 +246,9 @@ def test_the_server_ends_cleanly_when_told_to(server: Server) -> None:
     """Last of this module: no process is left, and nothing failed on the way."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=60) in (0, -signal.SIGTERM)
+    deadline = time.monotonic() + 30  # its helpers notice a moment later that it has gone
+    while members(server.process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert members(server.process.pid) == []
     log = server.log.read_text()
     assert "LadderError" not in log and "EngineDeadError" not in log
