@@ -14,6 +14,7 @@ from tests.e2e.reference import Reference, check_rounds, watch
 from vllm_kangaroo import demo_adapter, demo_model
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 
+THRESHOLD: float = KANGAROO["confidence_threshold"]
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 48}
 SMALL_STEPS: dict[str, Any] = {"max_num_batched_tokens": 40, "max_num_seqs": 8}
 FEW_BLOCKS: dict[str, Any] = {
@@ -32,11 +33,12 @@ class Drafter:
         exit_layer = EXIT_LAYER if adapter is None else AdapterConfig.load(adapter).exit_layer
         self.reference = Reference(demo_model(), exit_layer, adapter)
 
-    def engine(self, **arguments: Any) -> Engine:
-        return self.engines.kangaroo(options=self.options, **arguments)
+    def engine(self, *, threshold: float = THRESHOLD, **arguments: Any) -> Engine:
+        options = self.options | {"confidence_threshold": threshold}
+        return self.engines.kangaroo(options=options, **arguments)
 
-    def check(self, rounds: Any) -> None:
-        check_rounds(rounds, self.reference, KANGAROO["confidence_threshold"])
+    def check(self, rounds: Any, *, threshold: float = THRESHOLD) -> None:
+        check_rounds(rounds, self.reference, threshold)
 
 
 @pytest.fixture(scope="module", params=["own head", "adapter"])
@@ -52,13 +54,14 @@ def expected(engines: Engines) -> list[list[list[int]]]:
 
 def test_chunked_prefill(drafter: Drafter, expected: list[list[list[int]]]) -> None:
     """Steps of 40 tokens: prompts come in pieces, drafts are trimmed, and requests sit steps out."""
-    engine = drafter.engine(**SMALL_STEPS)
+    # Six drafts each: more than a step has room for.
+    engine = drafter.engine(threshold=0.0, **SMALL_STEPS)
     assert max(len(prompt) for prompt in mixed()) > 5 * SMALL_STEPS["max_num_batched_tokens"]
     with engine.drafting() as gain, watch(engine) as rounds:
         outputs = engine.generate(mixed(), **OPTIONS)
     assert tokens_of(outputs) == expected
     assert gain.counters["dropped"][0] > 0, "no draft was trimmed"
-    drafter.check(rounds)
+    drafter.check(rounds, threshold=0.0)
 
 
 def test_prefix_caching(drafter: Drafter, expected: list[list[list[int]]]) -> None:
