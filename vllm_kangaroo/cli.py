@@ -26,6 +26,10 @@ COMMANDS = {
         "vllm_kangaroo.training.cli:enlarge",
         "Make a larger model that computes the same function.",
     ),
+    "convert": Entry(
+        "vllm_kangaroo.training.cli:convert",
+        "Convert an adapter of the original Kangaroo code.",
+    ),
     "bench": Entry("vllm_kangaroo.bench.cli:bench", "Measure speed and acceptance."),
     # It reports the environment as the user has it.
     "doctor": Entry(

@@ -18,8 +18,9 @@ def make_llama(
     bias: bool = False,
     dtype: torch.dtype = torch.float32,
     vocab_size: int = 97,
+    kv_heads: int = 2,
 ) -> LlamaForCausalLM:
-    """A Llama of 4 layers, hidden size 48, 6 query and 2 key/value heads of 8, saved to folder."""
+    """A Llama of 4 layers, hidden size 48, 6 query heads of 8, saved to folder."""
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -27,7 +28,7 @@ def make_llama(
         intermediate_size=40,
         num_hidden_layers=4,
         num_attention_heads=6,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         head_dim=8,
         rms_norm_eps=1e-4,
         max_position_embeddings=512,

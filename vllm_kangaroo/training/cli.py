@@ -1,14 +1,14 @@
-"""Command lines of this package: ``enlarge`` and ``train``, mounted by ``vllm_kangaroo.cli``."""
+"""Command lines of this package: ``train``, ``convert`` and ``enlarge``, mounted by the main one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
+from vllm_kangaroo.training.flags import ManyFiles, from_options
 from vllm_kangaroo.training.options import AdapterTrainingOptions
 
 train_app = typer.Typer(help="Train what speculation needs.", no_args_is_help=True)
@@ -19,77 +19,47 @@ def _train() -> None:
     """Train what speculation needs."""
 
 
-class _ManyFiles(TyperCommand):
-    """A command whose ``--data`` and ``--held-out`` take all the files up to the next flag."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        flag = ""
-        spread: list[str] = []
-        for arg in args:
-            if arg.startswith("-"):
-                flag = arg
-            elif flag and spread[-1] != flag:
-                spread.append(flag)
-            spread.append(arg)
-            if flag not in ("--data", "--held-out"):
-                flag = ""
-        return super().parse_args(ctx, spread)
-
-
-def _help(field: str) -> str:
-    return AdapterTrainingOptions.model_fields[field].description or ""
-
-
-def _default(field: str) -> Any:
-    return AdapterTrainingOptions.model_fields[field].default
-
-
-@train_app.command("adapter", cls=_ManyFiles)
-def adapter(
-    model: Annotated[str, typer.Option(help=_help("model"))],
-    data: Annotated[list[Path], typer.Option(metavar="FILES...", help=_help("data"))],
-    exit_layer: Annotated[int, typer.Option(help=_help("exit_layer"))],
-    out: Annotated[Path, typer.Option(help=_help("out"))],
-    held_out: Annotated[
-        list[Path] | None, typer.Option(metavar="FILES...", help=_help("held_out"))
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help=_help("steps"))] = _default("steps"),
-    batch_size: Annotated[int, typer.Option(help=_help("batch_size"))] = _default("batch_size"),
-    window: Annotated[int, typer.Option(help=_help("window"))] = _default("window"),
-    learning_rate: Annotated[float, typer.Option(help=_help("learning_rate"))] = _default(
-        "learning_rate"
-    ),
-    warmup_steps: Annotated[int, typer.Option(help=_help("warmup_steps"))] = _default(
-        "warmup_steps"
-    ),
-    weight_decay: Annotated[float, typer.Option(help=_help("weight_decay"))] = _default(
-        "weight_decay"
-    ),
-    clip: Annotated[float, typer.Option(help=_help("clip"))] = _default("clip"),
-    init: Annotated[str, typer.Option(help=_help("init"))] = _default("init"),
-    dtype: Annotated[str, typer.Option(help=_help("dtype"))] = _default("dtype"),
-    device: Annotated[str, typer.Option(help=_help("device"))] = _default("device"),
-    seed: Annotated[int, typer.Option(help=_help("seed"))] = _default("seed"),
-    held_out_fraction: Annotated[float, typer.Option(help=_help("held_out_fraction"))] = _default(
-        "held_out_fraction"
-    ),
-    held_out_windows: Annotated[int, typer.Option(help=_help("held_out_windows"))] = _default(
-        "held_out_windows"
-    ),
-    eval_every: Annotated[int, typer.Option(help=_help("eval_every"))] = _default("eval_every"),
-    save_every: Annotated[int, typer.Option(help=_help("save_every"))] = _default("save_every"),
-) -> None:
-    """Train a Kangaroo adapter for one exit of a frozen model; interrupt and repeat at will."""
-    options = AdapterTrainingOptions.model_validate({**locals(), "held_out": held_out or ()})
+def _train_adapter(options: AdapterTrainingOptions) -> None:
     from vllm_kangaroo.training.train_adapter import train_adapter
 
     console = Console(highlight=False, soft_wrap=True)
     try:
         train_adapter(options, console)
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {out}")
+        console.print(f"interrupted; the same command goes on from {options.out}")
         raise typer.Exit(130) from None
-    console.print(f"adapter written to {out}")
+    console.print(f"adapter written to {options.out}")
+
+
+train_app.command("adapter", cls=ManyFiles)(
+    from_options(
+        AdapterTrainingOptions,
+        _train_adapter,
+        "Train Kangaroo adapters of a frozen model; interrupt and repeat at will.",
+    )
+)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="directory of an original Kangaroo adapter")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="directory to write")],
+    exit_layer: Annotated[
+        int, typer.Option(help="layers below the exit; 2 for Vicuna-7B, 3 for 13B")
+    ],
+    model: Annotated[Path, typer.Option(help="local checkpoint directory of its target")],
+) -> None:
+    """Convert an adapter of the original Kangaroo code, executing nothing of it."""
+    from vllm_kangaroo.training.convert import convert as run
+
+    config = run(source, out, exit_layer, model)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{out}: adapter at exit {exit_layer}, {config.torch_dtype}")
+    if config.target.norm_fingerprint is None:
+        console.print(
+            f"{model} holds no weights, so that the adapter does not name those it belongs to"
+        )
 
 
 def enlarge(
