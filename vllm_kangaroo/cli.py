@@ -20,7 +20,9 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Entry("vllm_kangaroo.demo.cli:demo", "Generate with vLLM alone and with Kangaroo."),
+    "demo": Entry(
+        "vllm_kangaroo.demo.cli:demo", "Generate with vLLM alone and with early-exit drafting."
+    ),
     "train": Entry("vllm_kangaroo.training.cli:train_app", "Train what a model drafts with."),
     "enlarge": Entry(
         "vllm_kangaroo.training.cli:enlarge",

@@ -1,4 +1,4 @@
-"""The demo for real: two engines, and outputs that are equal in fp32 with drafts accepted."""
+"""The demo for real: three engines, and outputs that are equal in fp32 with drafts accepted."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.results import DemoResult
 
 PROMPTS = ("Can you find me a bus to San Francisco?", "I would like a large latte, please.")
@@ -16,7 +17,7 @@ PROMPTS = ("Can you find me a bus to San Francisco?", "I would like a large latt
 @pytest.mark.e2e
 def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
     json_file, svg_file = tmp_path / "demo.json", tmp_path / "demo.svg"
-    flags = ["--eager", "--dtype", "float32", "--max-tokens", "24"]
+    flags = ["--method", "all", "--eager", "--dtype", "float32", "--max-tokens", "24"]
     flags += ["--json", str(json_file), "--svg", str(svg_file)]
     for prompt in PROMPTS:
         flags += ["--prompt", prompt]
@@ -30,15 +31,23 @@ def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
     assert run.returncode == 0, run.stderr
     result = DemoResult.model_validate_json(json_file.read_text())
 
-    assert result.identical == len(PROMPTS)
-    assert 0 < result.acceptance.accepted <= result.acceptance.drafted
+    assert list(result.methods) == ["kangaroo", "hispec"]
+    for total in result.methods.values():
+        assert total.identical == len(PROMPTS)
+        assert 0 < total.acceptance.accepted <= total.acceptance.drafted
     for prompt in result.prompts:
-        assert "".join(segment.text for segment in prompt.segments) == prompt.plain_text
-        assert {segment.drafted for segment in prompt.segments} == {True, False}
-        # Each engine generated it once a round.
-        assert prompt.plain.tokens == prompt.drafting.tokens == result.rounds * prompt.tokens
-        assert prompt.tokens <= 24
-        assert not prompt.segments[0].drafted  # the prompt's own step drafts nothing
+        for method, output in prompt.methods.items():
+            assert "".join(segment.text for segment in output.segments) == prompt.plain_text
+            found = {segment.origin for segment in output.segments}
+            assert {Origin.DRAFT, Origin.TARGET} <= found
+            assert method == "hispec" or Origin.VERIFIER not in found
+            # Each engine generated it once a round.
+            assert prompt.plain.tokens == output.speed.tokens == result.rounds * output.tokens
+            assert output.tokens <= 24
+            # The prompt's own step drafts nothing.
+            assert output.segments[0].origin is Origin.TARGET
+    origins = {s.origin for one in result.prompts for s in one.methods["hispec"].segments}
+    assert origins == set(Origin)
     assert "token for token" in run.stdout
     assert "vLLM" in svg_file.read_text()
 

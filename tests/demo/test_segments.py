@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from vllm_kangaroo import demo_model
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.results import Segment
 from vllm_kangaroo.demo.segments import INCOMPLETE, pieces, segments
 
@@ -31,7 +32,16 @@ def test_character_belongs_to_the_token_that_completes_it():
 
 
 def test_neighbours_of_one_origin_are_joined():
-    assert segments(["a", "b", "", "c", ""], [False, True, False, True, False]) == [
-        Segment(text="a", drafted=False),
-        Segment(text="bc", drafted=True),
+    origins = [
+        Origin.TARGET,
+        Origin.DRAFT,
+        Origin.TARGET,
+        Origin.DRAFT,
+        Origin.VERIFIER,
+        Origin.TARGET,
+    ]
+    assert segments(["a", "b", "", "c", "d", ""], origins) == [
+        Segment(text="a", origin=Origin.TARGET),
+        Segment(text="bc", origin=Origin.DRAFT),
+        Segment(text="d", origin=Origin.VERIFIER),
     ]

@@ -1,49 +1,63 @@
 """What the demo prints and draws."""
 
 import io
-import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.provenance import provenance
-from vllm_kangaroo.bench.results import Divergence, Setup, Speed
+from vllm_kangaroo.bench.results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
-from vllm_kangaroo.demo.results import DemoResult, PromptResult, Segment
-from vllm_kangaroo.demo.view import DRAFTED, OWN, answer, closing, legend, save_picture
+from vllm_kangaroo.demo.results import DemoResult, MethodOutput, PromptResult, Segment
+from vllm_kangaroo.demo.view import COLOURS, answer, closing, legend, save_picture
 
-SEGMENTS = [Segment(text="Where", drafted=False), Segment(text=" are you", drafted=True)]
+SEGMENTS = [
+    Segment(text="Where", origin=Origin.TARGET),
+    Segment(text=" are", origin=Origin.VERIFIER),
+    Segment(text=" you", origin=Origin.DRAFT),
+]
 
 
 def parted(at: int) -> Divergence:
     return Divergence(prompt=f"prompt {at}", index=at, round=0, token=7, of=12, margin=0.0625)
 
 
-def result(*identical: bool | None, dtype: str = "bfloat16", mode: str = "compiled") -> DemoResult:
+def output(same: bool | None, at: int) -> MethodOutput:
+    return MethodOutput(
+        tokens=12,
+        speed=Speed(tokens=24, seconds=1.5),
+        acceptance=Acceptance(steps=8, drafted=20, accepted=12),
+        segments=SEGMENTS,
+        identical=same,
+        divergence=None if same is not False else parted(at),
+    )
+
+
+def result(
+    *identical: bool | None,
+    dtype: str = "bfloat16",
+    mode: str = "compiled",
+    methods: tuple[str, ...] = ("kangaroo",),
+) -> DemoResult:
     prompts = [
         PromptResult(
             name=f"prompt {at}",
             prompt=f"Question {at}?",
-            tokens=12,
             plain=Speed(tokens=24, seconds=2.0),
-            drafting=Speed(tokens=24, seconds=1.5),
-            acceptance=Acceptance(steps=8, drafted=20, accepted=12),
-            segments=SEGMENTS,
             plain_text="Where are you",
-            identical=same,
-            divergence=None if same is not False else parted(at),
+            methods={method: output(same, at) for method in methods},
         )
         for at, same in enumerate(identical)
     ]
-    setup = Setup(
+    setup = RunSetup(
         model="demo",
         architecture="LlamaForCausalLM",
         layers=12,
         hidden_size=192,
         dtype=dtype,
         mode=mode,
-        speculative_config={"method": "kangaroo"},
         batch_size=1,
         max_tokens=12,
         temperature=0.8 if None in identical else 0.0,
@@ -51,7 +65,11 @@ def result(*identical: bool | None, dtype: str = "bfloat16", mode: str = "compil
         skipped_too_long=0,
     )
     return DemoResult(
-        setup=setup, rounds=2, prompts=prompts, provenance=provenance("CPU", ["x", "demo"])
+        setup=setup,
+        speculative_configs={method: {"method": method} for method in methods},
+        rounds=2,
+        prompts=prompts,
+        provenance=provenance("CPU", ["x", "demo"]),
     )
 
 
@@ -70,6 +88,18 @@ def test_table_has_every_figure_in_eighty_columns():
     assert row.split()[2:] == ["12.0", "16.0", "1.33x", "2.50", "2.50", "yes"]
     assert "2 of 2" in text
     assert "identical to vLLM's, token for token" in text
+
+
+def test_methods_stand_beside_each_other_in_eighty_columns():
+    text = printed(result(True, False, methods=("kangaroo", "hispec")))
+    assert "…" not in text
+    headings = next(line for line in text.splitlines() if "vLLM,  " in line)
+    assert headings.split()[:3] == ["vLLM,", "Kangaroo,", "speed-"]
+    assert "HiSpec," in headings
+    row = next(line for line in text.splitlines() if line.startswith("prompt 0"))
+    assert row.split()[2:] == ["12.0", "16.0", "1.33x", "2.50", "16.0", "1.33x", "2.50"]
+    for name in ("Kangaroo", "HiSpec"):
+        assert f"{name}'s outputs are identical to vLLM's for 1 of 2 prompts" in text
 
 
 def test_difference_is_located_and_shown():
@@ -99,18 +129,27 @@ def test_origins_have_their_own_colours():
     console.print(answer("Question?", SEGMENTS, colours=True))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    codes = [
-        ";".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5)) for colour in (OWN, DRAFTED)
-    ]
-    assert re.search(rf"38;2;{codes[0]}mWhere\x1b.*38;2;{codes[1]}m are you", text)
+    codes = {
+        origin: ";".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
+        for origin, colour in COLOURS.items()
+    }
+    assert len(set(codes.values())) == 3
+    for segment in SEGMENTS:
+        assert f"38;2;{codes[segment.origin]}m{segment.text}\x1b" in text
 
 
 def test_without_colours_drafts_stand_in_brackets():
-    console = Console(file=io.StringIO(), width=80)
-    console.print(legend(colours=False))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(legend(["kangaroo", "hispec"], colours=False))
     console.print(answer("Question?", SEGMENTS, colours=False))
     assert isinstance(console.file, io.StringIO)
-    assert "Where[ are you]" in console.file.getvalue()
+    assert "Where{ are}[ you]" in console.file.getvalue()
+    assert "{accepted tokens of the intermediate verifier}" in console.file.getvalue()
+
+
+def test_legend_names_an_intermediate_verifier_where_there_is_one():
+    assert "intermediate" not in legend(["kangaroo"], colours=True).plain
+    assert "intermediate" in legend(["hispec"], colours=True).plain
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -119,7 +158,7 @@ def test_picture_loads_nothing_from_elsewhere(tmp_path: Path, count: int):
     save_picture(result(*[True] * count), path)
     text = path.read_text()
     assert "Question&#160;0?" in text
-    assert DRAFTED in text and OWN in text
+    assert all(colour in text for colour in COLOURS.values())
     assert "url(http" not in text and "@font-face" not in text and "src:" not in text
     assert f"{count}&#160;of&#160;{count}" in text
 

@@ -1,12 +1,27 @@
-"""Which tokens of an output were accepted drafts, told from the sizes of the engine's steps."""
+"""Where the tokens of an output came from, told from the engine's steps and from what was drafted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
 
 class StepError(RuntimeError):
-    """The engine's step sizes and its acceptance counts contradict each other: a defect."""
+    """The engine's step sizes, its acceptance counts and its drafts contradict each other: a defect."""
+
+
+class Origin(StrEnum):
+    """Who chose a token of an output."""
+
+    TARGET = "target"
+    """The full model, in the place of a rejected draft or after the last."""
+    DRAFT = "draft"
+    """The draft exit; the full model accepted it."""
+    VERIFIER = "intermediate verifier"
+    """HiSpec's intermediate verifier, in the place of a draft; the full model accepted it."""
+
+
+OF_EXIT = {1: Origin.DRAFT, 2: Origin.VERIFIER}
 
 
 def draft_flags(steps: Sequence[int], accepted: int) -> list[bool]:
@@ -34,3 +49,31 @@ def draft_flags(steps: Sequence[int], accepted: int) -> list[bool]:
         raise StepError(f"{accepted} accepted drafts cannot make up steps of {list(steps)} tokens")
     flags = [at < size - 1 for size in before for at in range(size)]
     return flags + [at < of_last for at in range(last)]
+
+
+def origins(
+    steps: Sequence[int], accepted: int, rounds: Mapping[int, Sequence[int]]
+) -> list[Origin]:
+    """Who chose each output token.
+
+    Args:
+        steps, accepted: see :func:`draft_flags`.
+        rounds: exits that chose the drafts of each round, by the index of the round's first draft
+            among the output tokens (``Inspection.take_draft_record``).
+
+    Raises:
+        StepError: if an accepted draft is not among those of its round.
+    """
+    found: list[Origin] = []
+    flags = draft_flags(steps, accepted)
+    for size in steps:
+        first = len(found)
+        chosen = rounds.get(first, ())
+        drafted = sum(flags[first : first + size])
+        if drafted > len(chosen):
+            raise StepError(
+                f"{drafted} drafts were accepted from token {first} on, of {len(chosen)} made"
+            )
+        found += [OF_EXIT[exit_] for exit_ in chosen[:drafted]]
+        found += [Origin.TARGET] * (size - drafted)
+    return found

@@ -1,4 +1,4 @@
-"""The two engines of a comparison: the same model in vLLM alone, and with drafting."""
+"""The engines of a comparison: the same model in vLLM alone, and with drafting."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vllm_kangaroo import demo_model
 from vllm_kangaroo.options import OptionError, parse_options
 
 DEMO_NAME = "demo"
-# vLLM claims nearly all memory of a GPU unless told otherwise, and two engines share one here.
-GPU_SHARE = 0.4
+# vLLM claims nearly all memory of a GPU unless told otherwise, and several engines share one here.
+GPU_SHARE = 0.8
 
 
 class EngineStartError(ValueError):
@@ -34,6 +34,8 @@ class EngineSettings(BaseModel):
     eager: bool = False
     max_num_seqs: int | None = None
     """Most sequences at once; vLLM's own default if None."""
+    engines: int = 2
+    """How many run side by side."""
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class EngineSettings(BaseModel):
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
         if current_platform.is_cuda():
-            arguments["gpu_memory_utilization"] = GPU_SHARE
+            arguments["gpu_memory_utilization"] = GPU_SHARE / self.engines
         return arguments
 
 
@@ -114,11 +116,14 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def engine(settings: EngineSettings, speculative: dict[str, Any] | None = None) -> Iterator[Any]:
+def engine(
+    settings: EngineSettings, speculative: dict[str, Any] | None = None, extension: str = ""
+) -> Iterator[Any]:
     """A running ``LLM``, shut down at the end.
 
     Args:
         speculative: a ``speculative_config`` of ours; None for vLLM alone.
+        extension: vLLM's ``worker_extension_cls``.
 
     Raises:
         OptionError: if this package refuses the configuration.
@@ -126,7 +131,7 @@ def engine(settings: EngineSettings, speculative: dict[str, Any] | None = None) 
     """
     from vllm import LLM
 
-    arguments = settings.arguments()
+    arguments = settings.arguments() | {"worker_extension_cls": extension}
     if speculative is not None:
         arguments["speculative_config"] = speculative
         arguments["per_request_spec_decode_metrics"] = "summary"
@@ -149,18 +154,38 @@ def verbose_logging() -> None:
 
 
 @contextmanager
+def several(
+    settings: EngineSettings,
+    configs: Mapping[str, dict[str, Any] | None],
+    console: Console,
+    extension: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Engines side by side, by name, telling of their start-up.
+
+    Args:
+        configs: the ``speculative_config`` of each; None for vLLM alone.
+        extension: vLLM's ``worker_extension_cls`` for all of them.
+    """
+    slow = "" if settings.eager else " (the first time, compiling takes about a minute)"
+    settings = settings.model_copy(update={"engines": len(configs)})
+    with ExitStack() as stack:
+        started = {}
+        # Those that draft first, for whatever is wrong with a configuration is told sooner.
+        for name in sorted(configs, key=lambda name: configs[name] is None):
+            config = configs[name]
+            what = "vLLM alone" if config is None else f"vLLM with {config['method']}"
+            with telling(console, f"starting {what}{slow}"):
+                started[name] = stack.enter_context(engine(settings, config, extension))
+        yield {name: started[name] for name in configs}
+
+
+@contextmanager
 def pair(
     settings: EngineSettings, speculative: dict[str, Any], console: Console
 ) -> Iterator[tuple[Any, Any]]:
-    """The plain engine and the drafting one side by side, telling of their start-up."""
-    slow = "" if settings.eager else " (the first time, compiling takes about a minute)"
-    with ExitStack() as stack:
-        # First, for whatever is wrong with its configuration is told sooner.
-        with telling(console, f"starting vLLM with {speculative['method']}{slow}"):
-            drafting = stack.enter_context(engine(settings, speculative))
-        with telling(console, f"starting vLLM alone{slow}"):
-            plain = stack.enter_context(engine(settings))
-        yield plain, drafting
+    """The plain engine and the drafting one side by side."""
+    with several(settings, {"plain": None, "drafting": speculative}, console) as started:
+        yield started["plain"], started["drafting"]
 
 
 @contextmanager

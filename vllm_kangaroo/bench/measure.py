@@ -14,7 +14,7 @@ from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
 from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.report import number
-from vllm_kangaroo.bench.results import BenchResult, Setup
+from vllm_kangaroo.bench.results import BenchResult, RunSetup, Setup
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
 from vllm_kangaroo.bench.statistics import Spread, paired_ratios
 
@@ -93,15 +93,22 @@ def setup_of(
     temperature: float,
 ) -> Setup:
     """What is measured, the number of prompts still to come."""
+    shared = run_setup(settings, llm, batch_size, max_tokens, temperature)
+    return Setup(**shared.model_dump(), speculative_config=without_paths(speculative))
+
+
+def run_setup(
+    settings: EngineSettings, llm: Any, batch_size: int, max_tokens: int, temperature: float
+) -> RunSetup:
+    """What several methods are measured with, the number of prompts still to come."""
     config = llm.llm_engine.model_config
-    return Setup(
+    return RunSetup(
         model=settings.name,
         architecture=config.architecture,
         layers=config.get_total_num_hidden_layers(),
         hidden_size=config.get_hidden_size(),
         dtype=str(config.dtype).removeprefix("torch."),
         mode="eager" if settings.eager else "compiled",
-        speculative_config=without_paths(speculative),
         batch_size=batch_size,
         max_tokens=max_tokens,
         temperature=temperature,

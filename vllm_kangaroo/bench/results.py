@@ -80,8 +80,8 @@ class Category(BaseModel):
     identical: int | None
 
 
-class Setup(BaseModel):
-    """What was measured."""
+class RunSetup(BaseModel):
+    """What was measured, but for how it drafts."""
 
     model: str
     architecture: str
@@ -90,12 +90,17 @@ class Setup(BaseModel):
     dtype: str
     mode: str
     """``compiled`` as vLLM would by itself, or ``eager``."""
-    speculative_config: dict[str, Any]
     batch_size: int
     max_tokens: int
     temperature: float
     prompts: int
     skipped_too_long: int
+
+
+class Setup(RunSetup):
+    """What was measured."""
+
+    speculative_config: dict[str, Any]
 
 
 class BenchResult(BaseModel):

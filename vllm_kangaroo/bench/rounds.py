@@ -1,9 +1,10 @@
-"""Running prompts on two warm engines, A B B A, and gathering what came out."""
+"""Running prompts on warm engines, A B B A, and gathering what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import sleep
 from typing import Any
 
@@ -69,6 +70,36 @@ def run_pass(
     return Pass(outputs, speeds, sum(speeds, Speed()))
 
 
+def run_turns(
+    engines: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    params: Any,
+    rounds: int,
+    *,
+    together: bool,
+    told: Callable[[str, int, Generation], None] = lambda name, at, output: None,
+    done: Callable[[dict[str, Pass]], None] = lambda one: None,
+) -> list[dict[str, Pass]]:
+    """Run every prompt on each engine, ``rounds`` times; every second round goes through them backwards.
+
+    Args:
+        engines: warm engines by name.
+        prompts: token ids.
+        told: told of the first round's outputs with the engine's name, as :func:`run_pass` tells.
+        done: told of each round as it ends.
+    """
+    found = []
+    for number in range(rounds):
+        passes = {}
+        for name in list(engines)[:: -1 if number % 2 else 1]:
+            sleep(SETTLE_SECONDS)
+            hears = {} if number else {"told": partial(told, name)}
+            passes[name] = run_pass(engines[name], prompts, params, together=together, **hears)
+        found.append(passes)
+        done(passes)
+    return found
+
+
 def run_rounds(
     plain: Any,
     drafting: Any,
@@ -77,7 +108,6 @@ def run_rounds(
     rounds: int,
     *,
     together: bool,
-    drafted: Callable[[int, Generation], None] = lambda at, output: None,
     done: Callable[[RoundOutputs], None] = lambda one: None,
 ) -> list[RoundOutputs]:
     """Run every prompt on both engines, ``rounds`` times, the one that begins taking turns.
@@ -85,17 +115,15 @@ def run_rounds(
     Args:
         plain, drafting: warm engines.
         prompts: token ids.
-        drafted: told of the first round's outputs of ``drafting``, as :func:`run_pass` tells.
         done: told of each round as it ends.
     """
-    found = []
-    for number in range(rounds):
-        drafting_first = number % 2 == 1
-        passes = {}
-        for llm in (drafting, plain) if drafting_first else (plain, drafting):
-            sleep(SETTLE_SECONDS)
-            hears = {"told": drafted} if llm is drafting and number == 0 else {}
-            passes[llm is drafting] = run_pass(llm, prompts, params, together=together, **hears)
-        found.append(RoundOutputs(passes[False], passes[True], drafting_first))
+    found: list[RoundOutputs] = []
+
+    def take(passes: dict[str, Pass]) -> None:
+        first = len(found) % 2 == 1
+        found.append(RoundOutputs(passes["plain"], passes["drafting"], drafting_first=first))
         done(found[-1])
+
+    engines = {"plain": plain, "drafting": drafting}
+    run_turns(engines, prompts, params, rounds, together=together, done=take)
     return found

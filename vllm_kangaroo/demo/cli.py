@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
-from vllm_kangaroo.bench.measure import setup_of
+from vllm_kangaroo.bench.measure import run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
 from vllm_kangaroo.bench.provenance import provenance
-from vllm_kangaroo.demo.comparison import compare
+from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.results import DemoResult, Segment
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
+from vllm_kangaroo.integration.inspection import INSPECTION
+from vllm_kangaroo.options import OptionError
 
 # The demo model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
-DEMO_DRAFTING = {"num_speculative_tokens": 4, "confidence_threshold": 0.05}
+DEMO_DRAFTING: dict[str, dict[str, Any]] = {
+    "kangaroo": {"num_speculative_tokens": 4, "confidence_threshold": 0.05},
+    "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
+}
+
+
+class Method(StrEnum):
+    """What ``--method`` takes."""
+
+    KANGAROO = "kangaroo"
+    HISPEC = "hispec"
+    ALL = "all"
 
 
 def demo(
@@ -32,7 +46,9 @@ def demo(
     eager: Annotated[
         bool, typer.Option("--eager", help="Compile neither engine: quicker start, slower run.")
     ] = False,
-    method: Annotated[str, typer.Option(help="Method of drafting.")] = "kangaroo",
+    method: Annotated[
+        Method, typer.Option(help="Method of drafting, or all beside each other.")
+    ] = Method.KANGAROO,
     model: Annotated[str, typer.Option(help="Another model.", show_default="demo")] = "",
     adapter: Annotated[
         Path | None, typer.Option(help="Adapter directory. Default: that beside the model.")
@@ -61,21 +77,21 @@ def demo(
     if verbose:
         engines.verbose_logging()
     settings = engines.EngineSettings(model=model or demo_model(), dtype=dtype, eager=eager)
-    tuned = DEMO_DRAFTING if not model and method == "kangaroo" and not speculative_config else {}
-    speculative = engines.speculative_config(
-        method, speculative_config, model=adapter, exit_layer=exit_layer, **tuned
+    configs = speculative_configs(
+        method, speculative_config, demo=not model, adapter=adapter, exit_layer=exit_layer
     )
 
-    def show(one: Prompt, segments: list[Segment]) -> None:
-        console.print(answer(one.messages[-1].content, segments, colours=colours))
+    def show(name: str, one: Prompt, segments: list[Segment]) -> None:
+        label = name if len(configs) > 1 else None
+        console.print(answer(one.messages[-1].content, segments, colours=colours, method=label))
 
-    with engines.pair(settings, speculative, console) as (plain, drafting):
-        setup = setup_of(settings, speculative, plain, 1, max_tokens, temperature)
-        console.print(legend(colours=colours), end="\n\n")
-        with engines.telling(console, f"generating, each prompt on both engines, {rounds}x"):
+    wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}
+    with engines.several(settings, wanted, console, INSPECTION) as started:
+        setup = run_setup(settings, started[PLAIN], 1, max_tokens, temperature)
+        console.print(legend(configs, colours=colours), end="\n\n")
+        with engines.telling(console, f"generating, each prompt on every engine, {rounds}x"):
             found = compare(
-                plain,
-                drafting,
+                started,
                 prompts,
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -84,6 +100,9 @@ def demo(
             )
     result = DemoResult(
         setup=setup.model_copy(update={"prompts": len(found)}),
+        speculative_configs={
+            name: engines.without_paths(config) for name, config in configs.items()
+        },
         rounds=rounds,
         prompts=found,
         provenance=provenance(engines.device()),
@@ -96,3 +115,39 @@ def demo(
     if svg_file is not None:
         save_picture(result, svg_file)
         console.print(f"picture written to {svg_file}", soft_wrap=True)
+
+
+def speculative_configs(
+    method: Method,
+    whole: str | None,
+    *,
+    demo: bool,
+    adapter: Path | None,
+    exit_layer: int | None,
+) -> dict[str, dict[str, Any]]:
+    """The ``speculative_config`` of each method asked for; adapter and exit layer are Kangaroo's.
+
+    Args:
+        whole: all of it as JSON, for one method.
+        demo: whether the model is the demo's, for which there are settings.
+
+    Raises:
+        OptionError: if the flags contradict each other or a method refuses them.
+    """
+    flags: dict[str, Any] = {"model": adapter, "exit_layer": exit_layer}
+    if whole is not None:
+        if method is Method.ALL:
+            raise OptionError(
+                "--speculative-config and --method all exclude each other: leave one of them out."
+            )
+        config = engines.speculative_config(method, whole, **flags)
+        return {config["method"]: config}
+    names = list(DEMO_DRAFTING) if method is Method.ALL else [method.value]
+    return {
+        name: engines.speculative_config(
+            name,
+            **(flags if name == Method.KANGAROO or method is not Method.ALL else {}),
+            **(DEMO_DRAFTING[name] if demo else {}),
+        )
+        for name in names
+    }

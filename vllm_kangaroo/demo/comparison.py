@@ -1,63 +1,89 @@
-"""The demo's prompts on both engines, and what came of it."""
+"""The demo's prompts on all engines, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_kangaroo.bench import summary
+from vllm_kangaroo.bench.accepted import origins
 from vllm_kangaroo.bench.generation import Generation, sampling
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode
 from vllm_kangaroo.bench.results import Divergence, Speed
-from vllm_kangaroo.bench.rounds import (
-    WARM_UP_TOKENS,
-    Pass,
-    RoundOutputs,
-    run_pass,
-    run_rounds,
-)
-from vllm_kangaroo.demo.results import PromptResult, Segment
+from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
+from vllm_kangaroo.demo.results import MethodOutput, PromptResult, Segment
 from vllm_kangaroo.demo.segments import pieces, segments
+
+PLAIN = "vllm"
+"""The name of vLLM alone among the engines."""
 
 
 def compare(
-    plain: Any,
-    drafting: Any,
+    engines: Mapping[str, Any],
     prompts: Sequence[Prompt],
     *,
     max_tokens: int,
     temperature: float,
     rounds: int,
-    told: Callable[[Prompt, list[Segment]], None],
+    told: Callable[[str, Prompt, list[Segment]], None],
 ) -> list[PromptResult]:
-    """Warm both engines, then generate for all prompts on each, ``rounds`` times in turns.
+    """Warm all engines, then generate for all prompts on each, ``rounds`` times in turns.
 
     Args:
-        told: hears of each output of the drafting engine in the first round.
+        engines: :data:`PLAIN` and those that draft, by method; started with the worker extension
+            :data:`vllm_kangaroo.integration.inspection.INSPECTION`.
+        told: hears of each output of a drafting engine in the first round, with the method.
 
     Raises:
         PromptError: if a prompt does not fit the model.
     """
+    plain = engines[PLAIN]
+    drafting = {name: llm for name, llm in engines.items() if name != PLAIN}
     tokenizer = plain.get_tokenizer()
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     _refuse_long(prompts, encoded, plain.llm_engine.model_config.max_model_len)
-    for llm in (plain, drafting):
+    for llm in engines.values():
         run_pass(llm, encoded[:1], sampling(temperature, WARM_UP_TOKENS), together=False)
-    outputs = run_rounds(
-        plain,
-        drafting,
+    texts: dict[str, list[list[Segment]]] = {name: [] for name in drafting}
+
+    def hear(name: str, at: int, output: Generation) -> None:
+        if name in drafting:
+            texts[name].append(marked(tokenizer, output, _taken(drafting[name])))
+            told(name, prompts[at], texts[name][-1])
+
+    _record(drafting, True)
+    outputs = run_turns(
+        engines,
         encoded,
         sampling(temperature, max_tokens),
         rounds,
         together=False,
-        drafted=lambda at, output: told(prompts[at], marked(tokenizer, output)),
+        told=hear,
+        done=lambda _: _record(drafting, False),
     )
-    parted: dict[int, Divergence] | None = None
-    if not temperature:
-        equal = with_margins(plain, summary.equality(prompts, outputs), encoded, outputs)
-        parted = {one.index: one for one in equal.divergences}
-    return [_result(tokenizer, prompt, at, outputs, parted) for at, prompt in enumerate(prompts)]
+    results = [_alone(tokenizer, prompt, at, outputs) for at, prompt in enumerate(prompts)]
+    for name in drafting:
+        pairs = [RoundOutputs(one[PLAIN], one[name], drafting_first=False) for one in outputs]
+        parted: dict[int, Divergence] | None = None
+        if not temperature:
+            equal = with_margins(plain, summary.equality(prompts, pairs), encoded, pairs)
+            parted = {one.index: one for one in equal.divergences}
+        for at, result in enumerate(results):
+            result.methods[name] = _with_method(at, pairs, texts[name][at], parted)
+    return results
+
+
+def _record(drafting: Mapping[str, Any], on: bool) -> None:
+    for llm in drafting.values():
+        llm.collective_rpc("record_drafts", args=(on,))
+
+
+def _taken(llm: Any) -> dict[int, list[int]]:
+    """The rounds of the only request since the last call; none if it drafted nothing."""
+    requests = list(llm.collective_rpc("take_draft_record")[0].values())
+    assert len(requests) <= 1
+    return requests[0] if requests else {}
 
 
 def _refuse_long(prompts: Sequence[Prompt], encoded: Sequence[list[int]], limit: int) -> None:
@@ -69,42 +95,46 @@ def _refuse_long(prompts: Sequence[Prompt], encoded: Sequence[list[int]], limit:
             )
 
 
-def marked(tokenizer: Any, output: Generation) -> list[Segment]:
-    """The text of an output, drafted tokens told from the target's own."""
+def marked(
+    tokenizer: Any, output: Generation, rounds: Mapping[int, Sequence[int]]
+) -> list[Segment]:
+    """The text of an output by the origin of its tokens; ``rounds`` as :func:`origins` takes them."""
     texts = pieces(lambda part: _decode(tokenizer, part), output.token_ids)
-    return segments(texts, output.drafted())
+    return segments(texts, origins(output.steps, output.acceptance.accepted, rounds))
 
 
 def _decode(tokenizer: Any, token_ids: list[int]) -> str:
     return str(tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
-def _result(
-    tokenizer: Any,
-    prompt: Prompt,
-    at: int,
-    rounds: Sequence[RoundOutputs],
-    parted: dict[int, Divergence] | None,
+def _alone(
+    tokenizer: Any, prompt: Prompt, at: int, rounds: Sequence[Mapping[str, Pass]]
 ) -> PromptResult:
-    own = [
-        RoundOutputs(_only(one.plain, at), _only(one.drafting, at), one.drafting_first)
-        for one in rounds
-    ]
-    ours, alone = own[0].drafting.outputs[0], own[0].plain.outputs[0]
     return PromptResult(
         name=prompt.name,
         prompt=prompt.messages[-1].content,
-        tokens=len(ours.token_ids),
-        plain=sum((one.plain.total for one in own), Speed()),
-        drafting=sum((one.drafting.total for one in own), Speed()),
-        acceptance=summary.acceptance(own),
-        segments=marked(tokenizer, ours),
-        plain_text=_decode(tokenizer, alone.token_ids),
+        plain=sum((_speed(one[PLAIN], at) for one in rounds), Speed()),
+        plain_text=_decode(tokenizer, rounds[0][PLAIN].outputs[at].token_ids),
+        methods={},
+    )
+
+
+def _with_method(
+    at: int,
+    pairs: Sequence[RoundOutputs],
+    text: list[Segment],
+    parted: Mapping[int, Divergence] | None,
+) -> MethodOutput:
+    return MethodOutput(
+        tokens=len(pairs[0].drafting.outputs[at].token_ids),
+        speed=sum((_speed(one.drafting, at) for one in pairs), Speed()),
+        acceptance=summary.acceptance(pairs, [at]),
+        segments=text,
         identical=None if parted is None else at not in parted,
         divergence=None if parted is None else parted.get(at),
     )
 
 
-def _only(one: Pass, at: int) -> Pass:
+def _speed(one: Pass, at: int) -> Speed:
     assert one.speeds is not None
-    return Pass([one.outputs[at]], [one.speeds[at]], one.speeds[at])
+    return one.speeds[at]

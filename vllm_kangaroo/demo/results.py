@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, computed_field
 
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.provenance import Provenance
-from vllm_kangaroo.bench.results import Divergence, Setup, Speed
+from vllm_kangaroo.bench.results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
 
 
@@ -13,41 +16,59 @@ class Segment(BaseModel):
     """Neighbouring tokens of one origin."""
 
     text: str
-    drafted: bool
-    """Whether they are accepted drafts, rather than tokens the target chose itself."""
+    origin: Origin
+
+
+class MethodOutput(BaseModel):
+    """One prompt with one method of drafting. Speed and acceptance are over all rounds, the text is of the first."""
+
+    tokens: int
+    """Length of the output."""
+    speed: Speed
+    acceptance: Acceptance
+    segments: list[Segment]
+    """The output."""
+    identical: bool | None
+    """Whether it was vLLM's, token for token, in every round; None when sampling."""
+    divergence: Divergence | None
+    """Where they part; None where they do not, and when sampling."""
 
 
 class PromptResult(BaseModel):
-    """One prompt on both engines. Speeds and acceptance are over all rounds, texts of the first."""
+    """One prompt on all engines."""
 
     name: str
     prompt: str
     """The last user's turn."""
-    tokens: int
-    """Length of the output with drafting."""
     plain: Speed
-    drafting: Speed
-    acceptance: Acceptance
-    segments: list[Segment]
-    """The output with drafting."""
+    """vLLM alone, over all rounds."""
     plain_text: str
     """The output of vLLM alone."""
-    identical: bool | None
-    """Whether the two were alike, token for token, in every round; None when sampling."""
-    divergence: Divergence | None
-    """Where they part; None where they do not, and when sampling."""
+    methods: dict[str, MethodOutput]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def speedup(self) -> float:
-        """Ratio of the two engines' tokens per second."""
-        return self.drafting.tokens_per_second / self.plain.tokens_per_second
+    def speedups(self) -> dict[str, float]:
+        """Ratio of each method's tokens per second to those of vLLM alone."""
+        return {name: _ratio(one.speed, self.plain) for name, one in self.methods.items()}
+
+
+class MethodTotal(BaseModel):
+    """One method over all prompts."""
+
+    speed: Speed
+    speedup: float
+    acceptance: Acceptance
+    identical: int | None
+    """How many prompts had outputs identical to vLLM's; None when sampling."""
 
 
 class DemoResult(BaseModel):
     """One run of ``vllm-kangaroo demo``."""
 
-    setup: Setup
+    setup: RunSetup
+    speculative_configs: dict[str, dict[str, Any]]
+    """By method."""
     rounds: int
     prompts: list[PromptResult]
     provenance: Provenance
@@ -60,25 +81,21 @@ class DemoResult(BaseModel):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def drafting(self) -> Speed:
-        """The drafting engine over all prompts."""
-        return sum((one.drafting for one in self.prompts), Speed())
+    def methods(self) -> dict[str, MethodTotal]:
+        """Each method over all prompts."""
+        return {name: self._total(name) for name in self.speculative_configs}
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def speedup(self) -> float:
-        """Ratio of the two engines' tokens per second over all prompts."""
-        return self.drafting.tokens_per_second / self.plain.tokens_per_second
+    def _total(self, method: str) -> MethodTotal:
+        outputs = [one.methods[method] for one in self.prompts]
+        speed = sum((one.speed for one in outputs), Speed())
+        known = [one.identical for one in outputs if one.identical is not None]
+        return MethodTotal(
+            speed=speed,
+            speedup=_ratio(speed, self.plain),
+            acceptance=sum((one.acceptance for one in outputs), Acceptance()),
+            identical=sum(known) if known else None,
+        )
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def acceptance(self) -> Acceptance:
-        """Over all prompts."""
-        return sum((one.acceptance for one in self.prompts), Acceptance())
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def identical(self) -> int | None:
-        """How many prompts had identical outputs; None when sampling."""
-        known = [one.identical for one in self.prompts if one.identical is not None]
-        return sum(known) if known else None
+def _ratio(ours: Speed, theirs: Speed) -> float:
+    return ours.tokens_per_second / theirs.tokens_per_second

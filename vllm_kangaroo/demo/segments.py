@@ -1,9 +1,10 @@
-"""Text of an output cut where drafted tokens and the target's own meet."""
+"""Text of an output cut where tokens of different origins meet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.results import Segment
 
 INCOMPLETE = "\ufffd"
@@ -26,14 +27,14 @@ def pieces(decode: Callable[[list[int]], str], token_ids: Sequence[int]) -> list
     return found
 
 
-def segments(texts: Sequence[str], drafted: Sequence[bool]) -> list[Segment]:
+def segments(texts: Sequence[str], origins: Sequence[Origin]) -> list[Segment]:
     """Join neighbouring pieces of one origin; pieces without text are left out."""
     found: list[Segment] = []
-    for text, flag in zip(texts, drafted, strict=True):
+    for text, origin in zip(texts, origins, strict=True):
         if not text:
             continue
-        if found and found[-1].drafted == flag:
-            found[-1] = Segment(text=found[-1].text + text, drafted=flag)
+        if found and found[-1].origin == origin:
+            found[-1] = Segment(text=found[-1].text + text, origin=origin)
         else:
-            found.append(Segment(text=text, drafted=flag))
+            found.append(Segment(text=text, origin=origin))
     return found

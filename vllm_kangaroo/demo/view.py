@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rich import box
@@ -14,12 +14,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.report import NONE, number, parting
-from vllm_kangaroo.demo.results import DemoResult, PromptResult, Segment
+from vllm_kangaroo.demo.results import DemoResult, MethodOutput, MethodTotal, Segment
 
 # Apart for the colour-blind too (Okabe and Ito).
-DRAFTED = "#56b4e9"
-OWN = "#e69f00"
+COLOURS = {Origin.DRAFT: "#56b4e9", Origin.VERIFIER: "#009e73", Origin.TARGET: "#e69f00"}
+BRACKETS = {Origin.DRAFT: "[]", Origin.VERIFIER: "{}", Origin.TARGET: ["", ""]}
+MEANING = {
+    Origin.DRAFT: "accepted draft tokens",
+    Origin.VERIFIER: "accepted tokens of the intermediate verifier",
+    Origin.TARGET: "the target's own tokens",
+}
 PICTURE_TEXTS = 4
 PICTURE_WIDTH = 100
 
@@ -29,71 +35,82 @@ def title(method: str) -> str:
     return {"hispec": "HiSpec"}.get(method, method.capitalize())
 
 
-def legend(*, colours: bool) -> Text:
+def legend(methods: Collection[str], *, colours: bool) -> Text:
     """What the colours mean, or the brackets where there are none."""
-    if not colours:
-        return Text("[accepted draft tokens] and the target's own tokens")
-    return Text.assemble(("accepted draft tokens", DRAFTED), "  ", ("the target's own tokens", OWN))
+    shown = [one for one in MEANING if one is not Origin.VERIFIER or "hispec" in methods]
+    parts = [coloured([Segment(text=MEANING[one], origin=one)], colours=colours) for one in shown]
+    return Text("  ").join(parts)
 
 
 def coloured(segments: list[Segment], *, colours: bool) -> Text:
-    """The text with drafted tokens set apart, by colour or in brackets."""
+    """The text with tokens of different origins set apart, by colour or in brackets."""
     text = Text()
     for segment in segments:
         if colours:
-            text.append(segment.text, DRAFTED if segment.drafted else OWN)
+            text.append(segment.text, COLOURS[segment.origin])
         else:
-            text.append(f"[{segment.text}]" if segment.drafted else segment.text)
+            opening, closing = BRACKETS[segment.origin]
+            text.append(f"{opening}{segment.text}{closing}")
     return text
 
 
-def answer(prompt: str, segments: list[Segment], *, colours: bool) -> RenderableType:
-    """One prompt and its output."""
+def answer(
+    prompt: str, segments: list[Segment], *, colours: bool, method: str | None = None
+) -> RenderableType:
+    """One prompt and its output; ``method`` is told where there are several."""
     text = Padding(coloured(segments, colours=colours), (0, 0, 1, 2))
-    return Group(Text.assemble(("> ", "dim"), (prompt, "bold")), text)
+    by = ("", "") if method is None else (f"  {title(method)}", "dim")
+    return Group(Text.assemble(("> ", "dim"), (prompt, "bold"), by), text)
 
 
 def differing(result: DemoResult) -> Iterator[RenderableType]:
     """What vLLM alone wrote, where that was something else."""
     for one in result.prompts:
-        if one.identical is False:
+        if any(output.identical is False for output in one.methods.values()):
             yield Text(f"{one.name}, vLLM alone:", "bold")
             yield Padding(Text(one.plain_text), (0, 0, 1, 2))
 
 
 def table(result: DemoResult) -> Table:
-    """Speed and acceptance per prompt and overall."""
-    method = title(result.setup.speculative_config["method"])
+    """Speed and acceptance per prompt and overall: a column of vLLM's, and some of each method's."""
     found = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
     found.add_column("prompt", no_wrap=True)
-    for heading in (
-        "vLLM,\ntokens/s",
-        f"{method},\ntokens/s",
-        "speed-up",
-        "acceptance\nlength",
-        "drafts\nper step",
-        "identical",
-    ):
+    alone = len(result.methods) == 1
+    headings = ["vLLM,\ntokens/s"]
+    for method in result.methods:
+        headings.append(f"{title(method)},\ntokens/s")
+        if alone:
+            headings += ["speed-up", "acceptance\nlength", "drafts\nper step", "identical"]
+        else:  # eighty columns
+            headings += ["speed-\nup", "accept.\nlength"]
+    for heading in headings:
         found.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for one in result.prompts:
-        found.add_row(one.name, *_figures(one), _same(one))
+        row = [number(one.plain.tokens_per_second, 1)]
+        for method, output in one.methods.items():
+            row += _figures(output, one.speedups[method], alone)
+            row += [_same(output)] if alone else []
+        found.add_row(one.name, *row)
     found.add_section()
-    count = NONE if result.identical is None else f"{result.identical} of {len(result.prompts)}"
-    found.add_row("all", *_figures(result), count, style="bold")
+    row = [number(result.plain.tokens_per_second, 1)]
+    for total in result.methods.values():
+        row += _figures(total, total.speedup, alone)
+        count = NONE if total.identical is None else f"{total.identical} of {len(result.prompts)}"
+        row += [count] if alone else []
+    found.add_row("all", *row, style="bold")
     return found
 
 
-def _figures(one: PromptResult | DemoResult) -> tuple[str, ...]:
-    return (
-        number(one.plain.tokens_per_second, 1),
-        number(one.drafting.tokens_per_second, 1),
-        number(one.speedup, 2, "x"),
+def _figures(one: MethodOutput | MethodTotal, speedup: float, alone: bool) -> list[str]:
+    found = [
+        number(one.speed.tokens_per_second, 1),
+        number(speedup, 2, "x"),
         number(one.acceptance.length),
-        number(one.acceptance.drafts_per_step),
-    )
+    ]
+    return [*found, number(one.acceptance.drafts_per_step)] if alone else found
 
 
-def _same(one: PromptResult) -> str:
+def _same(one: MethodOutput) -> str:
     if one.identical is None:
         return NONE
     return "yes" if one.divergence is None else f"first {one.divergence.token}"
@@ -102,28 +119,34 @@ def _same(one: PromptResult) -> str:
 def verdict(result: DemoResult) -> Iterator[str]:
     """What the comparison shows, in sentences."""
     setup = result.setup
-    method = title(setup.speculative_config["method"])
     count = len(result.prompts)
-    if result.identical is None:
-        yield (
-            "Sampling: both engines draw from the same distribution, so their texts differ by "
-            "chance and are not compared."
-        )
-    elif result.identical == count:
-        yield f"{method}'s outputs are identical to vLLM's, token for token."
-    else:
-        yield f"{method}'s outputs are identical to vLLM's for {result.identical} of {count} prompts."
-        for one in result.prompts:
-            if one.divergence is not None:
-                yield f"  {parting(one.divergence)}"
-        if setup.dtype != "float32":
+    parted = False
+    for method, total in result.methods.items():
+        if total.identical is None:
             yield (
-                f"In {setup.dtype} a model cut in two, and a pass over several tokens, round otherwise "
-                f"than the whole over one: near ties may fall differently. --dtype float32 compares "
-                f"without that."
+                f"Sampling: {title(method)} draws from vLLM's distribution, so their texts differ by "
+                f"chance and are not compared."
             )
+        elif total.identical == count:
+            yield f"{title(method)}'s outputs are identical to vLLM's, token for token."
+        else:
+            parted = True
+            yield (
+                f"{title(method)}'s outputs are identical to vLLM's for {total.identical} of {count} "
+                f"prompts."
+            )
+            for one in result.prompts:
+                divergence = one.methods[method].divergence
+                if divergence is not None:
+                    yield f"  {parting(divergence)}"
+    if parted and setup.dtype != "float32":
+        yield (
+            f"In {setup.dtype} a model cut in two, and a pass over several tokens, round otherwise "
+            f"than the whole over one: near ties may fall differently. --dtype float32 compares "
+            f"without that."
+        )
     if setup.mode == "eager":
-        yield "Neither engine was compiled (--eager), so both are slower than they would be."
+        yield "No engine was compiled (--eager), so all are slower than they would be."
 
 
 def closing(result: DemoResult) -> Iterator[RenderableType]:
@@ -145,9 +168,12 @@ def save_picture(result: DemoResult, path: Path) -> None:
         color_system="truecolor",
         highlight=False,
     )
-    console.print(legend(colours=True), end="\n\n")
-    for one in result.prompts[:PICTURE_TEXTS]:
-        console.print(answer(one.prompt, one.segments, colours=True))
+    console.print(legend(result.methods, colours=True), end="\n\n")
+    several = len(result.methods) > 1
+    for one in result.prompts[: max(1, PICTURE_TEXTS // len(result.methods))]:
+        for method, output in one.methods.items():
+            label = method if several else None
+            console.print(answer(one.prompt, output.segments, colours=True, method=label))
     for part in closing(result):
         console.print(part)
     # rich's own format loads a font from the network.

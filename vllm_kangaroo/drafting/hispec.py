@@ -56,7 +56,10 @@ def draft(
     Returns:
         The buffers. Confidences are those of the tokens when drafted, 1.0 for the intermediate verifier's own.
     """
-    buffers = Drafts([[] for _ in drafters.token_ids], [[] for _ in drafters.token_ids])
+    count = len(drafters.token_ids)
+    buffers = Drafts(
+        [[] for _ in range(count)], [[] for _ in range(count)], [[] for _ in range(count)]
+    )
     newest = list(drafters.token_ids)
     going = list(range(len(newest)))
     while going:
@@ -71,11 +74,12 @@ def draft(
         )
         drafted = draft_chain(ladder, round_, draft_pass, attention, threshold)
         checked = _check(ladder, round_, drafted, check_pass, attention)
-        for who, tokens, confidences in zip(
-            going, checked.token_ids, checked.confidences, strict=True
+        for who, tokens, confidences, exits in zip(
+            going, checked.token_ids, checked.confidences, checked.exits, strict=True
         ):
             buffers.token_ids[who] += tokens
             buffers.confidences[who] += confidences
+            buffers.exits[who] += exits
             newest[who] = tokens[-1]
         going = [
             who
@@ -106,6 +110,7 @@ def _check(
         rejected = agreed < len(tokens)
         gained.token_ids.append(tokens[:agreed] + own[agreed : agreed + 1])
         gained.confidences.append(confidences[:agreed] + [1.0] * rejected)
+        gained.exits.append([1] * agreed + [2] * rejected)
         rest[at] = round_.starts[at] + agreed + rejected
     ladder.retreat(round_.slots, rest)
     return gained

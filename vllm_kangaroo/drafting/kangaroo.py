@@ -73,6 +73,8 @@ class Drafts:
 
     token_ids: list[list[int]] = field(default_factory=list)
     confidences: list[list[float]] = field(default_factory=list)
+    exits: list[list[int]] = field(default_factory=list)
+    """Which exit chose each token: 1 the draft exit, 2 the intermediate verifier. Empty if all are of the first."""
 
 
 def draft(

@@ -20,6 +20,7 @@ from vllm_kangaroo.integration import tiers
 from vllm_kangaroo.integration.adapter import AdapterLayer
 from vllm_kangaroo.integration.attention import PagedAttention
 from vllm_kangaroo.integration.config import plan_of
+from vllm_kangaroo.integration.record import DraftRecord
 from vllm_kangaroo.ladder.adapter import norm_fingerprint
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 from vllm_kangaroo.ladder.ladder import Ladder
@@ -39,6 +40,7 @@ class EarlyExitProposer:
         self.max_model_len: int = vllm_config.model_config.max_model_len
         self.ladder: Ladder
         self.attention: PagedAttention
+        self.record: DraftRecord | None = None
 
     def load_model(self, target: nn.Module) -> None:
         """Cut ``target`` at the plan's exits and load the adapters.
@@ -155,18 +157,22 @@ class EarlyExitProposer:
         """Draft for some requests of the batch: their draft tokens, in the drafters' order."""
         plan = self.plan
         if plan.tokens_per_round is None:
-            return kangaroo.draft(
+            drafts = kangaroo.draft(
                 self.ladder, drafters, self._draft, self.attention, plan.confidence_threshold
-            ).token_ids
-        return hispec.draft(
-            self.ladder,
-            drafters,
-            self._draft,
-            lambda positions, state: self._check[0](positions, *state, *self._pad),
-            self.attention,
-            tokens_per_round=plan.tokens_per_round,
-            threshold=plan.confidence_threshold,
-        ).token_ids
+            )
+        else:
+            drafts = hispec.draft(
+                self.ladder,
+                drafters,
+                self._draft,
+                lambda positions, state: self._check[0](positions, *state, *self._pad),
+                self.attention,
+                tokens_per_round=plan.tokens_per_round,
+                threshold=plan.confidence_threshold,
+            )
+        if self.record is not None:
+            self.record.note(self.attention.runner.input_batch, drafters, drafts)
+        return drafts.token_ids
 
     def _run_middle(self, run: Any, positions: Tensor, state: State) -> State:
         return cast(State, run(positions, *state, *self._pad)[0])

@@ -116,6 +116,18 @@ SEAMS: tuple[Seam, ...] = (
         "The ladder's attention is set up once block tables exist.",
     ),
     Seam(
+        "vllm.engine.arg_utils:EngineArgs",
+        "called",
+        "Demo and benchmarks read figures from the worker, vLLM's own too, through a worker extension.",
+        ("worker_extension_cls",),
+    ),
+    Seam(
+        "vllm.v1.worker.gpu_input_batch:InputBatch",
+        "called",
+        "Requests, their rows, and how much of each is prompt.",
+        ("req_ids",),
+    ),
+    Seam(
         "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
         "overridden",
         "The runner vLLM builds is adopted by our subclass.",
