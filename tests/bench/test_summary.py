@@ -8,11 +8,11 @@ from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.generation import Generation
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.prompts import Prompt
-from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.bench.results import BenchResult, Divergence, Setup, Speed
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.provenance import of_measurement
 
 PROMPTS = [
     Prompt.of_text("a", "text", "qa"),
@@ -105,7 +105,7 @@ def result(*, sampled: bool = False) -> BenchResult:
         ),
         equality=equal,
         categories=summary.categories(PROMPTS, rounds, equal),
-        provenance=provenance("CPU", ["vllm-kangaroo", "bench"]),
+        provenance=of_measurement("CPU", ["vllm-kangaroo", "bench"]),
     )
 
 

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
 from vllm_kangaroo.demo.results import DemoResult, MethodOutput, PromptResult, Segment
 from vllm_kangaroo.demo.view import COLOURS, answer, closing, legend, save_picture
+from vllm_kangaroo.provenance import of_measurement
 
 SEGMENTS = [
     Segment(text="Where", origin=Origin.TARGET),
@@ -69,7 +69,7 @@ def result(
         speculative_configs={method: {"method": method} for method in methods},
         rounds=2,
         prompts=prompts,
-        provenance=provenance("CPU", ["x", "demo"]),
+        provenance=of_measurement("CPU", ["x", "demo"]),
     )
 
 

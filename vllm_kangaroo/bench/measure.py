@@ -12,11 +12,11 @@ from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
-from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.bench.report import number
 from vllm_kangaroo.bench.results import BenchResult, RunSetup, Setup
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
 from vllm_kangaroo.bench.statistics import Spread, paired_ratios
+from vllm_kangaroo.provenance import of_measurement
 
 
 def measure(
@@ -80,7 +80,7 @@ def measure(
         ladder=LadderCost.between(before, after),
         equality=equal,
         categories=summary.categories(chosen, outputs, equal),
-        provenance=provenance(device()),
+        provenance=of_measurement(device()),
     )
 
 

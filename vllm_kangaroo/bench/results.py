@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, computed_field
 
 from vllm_kangaroo.bench.ladder_cost import LadderCost
-from vllm_kangaroo.bench.provenance import Provenance
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.provenance import Provenance
 
 
 class Speed(BaseModel):

@@ -13,12 +13,12 @@ from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
-from vllm_kangaroo.bench.provenance import provenance
 from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.results import DemoResult, Segment
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
 from vllm_kangaroo.integration.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
+from vllm_kangaroo.provenance import of_measurement
 
 # The demo model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
 DEMO_DRAFTING: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def demo(
         },
         rounds=rounds,
         prompts=found,
-        provenance=provenance(engines.device()),
+        provenance=of_measurement(engines.device()),
     )
     for part in closing(result):
         console.print(part)

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel, computed_field
 
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.bench.provenance import Provenance
 from vllm_kangaroo.bench.results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
+from vllm_kangaroo.provenance import Provenance
 
 
 class Segment(BaseModel):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vllm_kangaroo.ladder.adapter import KangarooAdapter, norm_fingerprint, save_adapter
 from vllm_kangaroo.ladder.adapter_config import CONFIG_FILE, AdapterConfig, TargetInfo
-from vllm_kangaroo.training.provenance import file_sha256, provenance
+from vllm_kangaroo.provenance import file_sha256, of_checkpoint
 
 ORIGINAL_WEIGHTS = "pytorch_model.bin"
 _ORIGINAL_ROPE_THETA = 10000.0
@@ -130,7 +130,7 @@ def _adapter_config(
                 "directory": source.name,
                 "sha256": file_sha256(source / ORIGINAL_WEIGHTS),
             },
-            **provenance(),
+            **of_checkpoint(),
         },
     )
     _check_tensors(state, config, source)

@@ -18,10 +18,10 @@ from rich.progress import Progress as ProgressBar
 
 from vllm_kangaroo.ladder.adapter import save_adapter
 from vllm_kangaroo.ladder.adapter_config import CONFIG_FILE, AdapterConfig
+from vllm_kangaroo.provenance import data_files, file_sha256, of_checkpoint
 from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Progress
 from vllm_kangaroo.training.documents import DataError, read_documents
 from vllm_kangaroo.training.options import AdapterTrainingOptions
-from vllm_kangaroo.training.provenance import data_files, file_sha256, provenance
 from vllm_kangaroo.training.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.target import Target
 from vllm_kangaroo.training.windows import Windows, pack
@@ -41,7 +41,7 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> AdapterC
     """
     if (options.out / CONFIG_FILE).exists():
         raise ResumeError(f"--out '{options.out}' already holds an adapter; name a new directory")
-    origin = provenance()
+    origin = of_checkpoint()
     run = _run_identity(options)
     state = load_state(options.out, run)
     dtype = getattr(torch, options.dtype)

