@@ -117,11 +117,21 @@ def test_an_exit_at_the_last_layer_is_allowed_for_the_models_own_head() -> None:
         ({"num_speculative_tokens": 0}, ["'num_speculative_tokens'", "=0", "at least 1"]),
         ({"num_speculative_tokens": -1}, ["'num_speculative_tokens'", "=-1", "at least 1"]),
         ({"num_speculative_tokens": 2.5}, ["'num_speculative_tokens'", "=2.5", "whole number"]),
+        ({"num_speculative_tokens": True}, ["'num_speculative_tokens'", "=True", "whole number"]),
+        ({"num_speculative_tokens": 2.0}, ["'num_speculative_tokens'", "=2.0", "whole number"]),
+        ({"num_speculative_tokens": "6"}, ["'num_speculative_tokens'", "='6'", "whole number"]),
+        ({"exit_layer": True}, ["'exit_layer'", "=True", "whole number"]),
+        ({"exit_layer": 2.0}, ["'exit_layer'", "=2.0", "whole number"]),
         ({"num_speculative_tokens": None}, ["'num_speculative_tokens'", "None", "whole number"]),
         ({"confidence_threshold": 1.01}, ["'confidence_threshold'", "=1.01", "between 0 and 1"]),
         ({"confidence_threshold": -0.1}, ["'confidence_threshold'", "=-0.1", "between 0 and 1"]),
         ({"confidence_threshold": math.nan}, ["'confidence_threshold'", "nan", "between 0 and 1"]),
         ({"confidence_threshold": "high"}, ["'confidence_threshold'", "'high'", "between 0 and 1"]),
+        ({"confidence_threshold": "0.5"}, ["'confidence_threshold'", "='0.5'", "between 0 and 1"]),
+        ({"confidence_threshold": True}, ["'confidence_threshold'", "=True", "between 0 and 1"]),
+        ({"confidence_threshold": False}, ["'confidence_threshold'", "=False", "between 0 and 1"]),
+        ({"confidence_threshold": None}, ["'confidence_threshold'", "None", "between 0 and 1"]),
+        ({"confidence_threshold": math.inf}, ["'confidence_threshold'", "inf", "between 0 and 1"]),
         ({"gamma": 6}, ["'gamma'", "=6", "num_speculative_tokens"]),
         ({"draft_exit_layer": 1}, ["'draft_exit_layer'", "=1", "exit_layer"]),
         ({"model": 7}, ["'model'", "=7", "adapter directory"]),
@@ -139,6 +149,11 @@ def test_another_method_is_refused_by_name(method: Any) -> None:
         parse_options({"method": method, "exit_layer": 1})
     assert f"speculative_config['method']={method!r}" in str(caught.value)
     assert ", ".join(METHODS) in str(caught.value)
+
+
+@pytest.mark.parametrize("threshold", [0, 0.0, 1, 1.0])
+def test_the_ends_of_the_thresholds_range_are_allowed(threshold: float) -> None:
+    assert plan(exit_layer=1, confidence_threshold=threshold).confidence_threshold == threshold
 
 
 def test_no_adapter_and_no_exit_layer_is_refused(tmp_path: Path) -> None:
@@ -226,6 +241,20 @@ def test_an_exit_layer_that_contradicts_the_adapter_is_refused(tmp_path: Path) -
     sentence = refusal(model=path, exit_layer=3)
     for part in ("'exit_layer'", "=3", path, "exit layer 2", "leave"):
         assert part in sentence
+
+
+def test_adapters_are_checked_without_the_target(tmp_path: Path) -> None:
+    """What a command line can be told at once."""
+    parse_options({"method": "kangaroo", "exit_layer": 1}).check_adapters()
+    path = adapter_at(tmp_path / "a", vocab_size=51)
+    parse_options({"method": "kangaroo", "model": path}).check_adapters()
+    torn = adapter_at(tmp_path / "b")
+    (Path(torn) / "config.json").unlink()
+    for method, key in (("kangaroo", "model"), ("hispec", "verify_adapter")):
+        with pytest.raises(OptionError, match=f"'{key}'.=.*cannot be used: .*config.json"):
+            parse_options({"method": method, key: torn}).check_adapters()
+        with pytest.raises(OptionError, match=f"'{key}'.=.*is not a directory: give the path"):
+            parse_options({"method": method, key: str(tmp_path / "none")}).check_adapters()
 
 
 def test_an_adapter_is_checked_each_time(tmp_path: Path) -> None:

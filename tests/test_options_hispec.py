@@ -112,6 +112,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"verify_exit_layer": -1}, "'verify_exit_layer'.=-1 is refused", "from 1 to one below"),
     ({"draft_exit_layer": "two"}, "'draft_exit_layer'.='two' is refused", "whole number"),
     ({"verify_exit_layer": 2.5}, "'verify_exit_layer'.=2.5 is refused", "whole number"),
+    ({"draft_exit_layer": True}, "'draft_exit_layer'.=True is refused", "whole number"),
+    ({"draft_tokens_per_round": 2.0}, "'draft_tokens_per_round'.=2.0 is refused", "whole number"),
+    ({"num_speculative_tokens": True}, "'num_speculative_tokens'.=True is ref", "whole number"),
+    ({"confidence_threshold": "0.5"}, "'confidence_threshold'.='0.5' is ref", "between 0 and 1"),
+    ({"intermediate_verification": 1}, "'intermediate_verification'.=1 is ref", "true or false"),
     ({"draft_exit_layer": 12}, "'draft_exit_layer'.=12 leaves nothing of the 12", "from 1 to 11"),
     ({"draft_exit_layer": 13}, "'draft_exit_layer'.=13 is beyond the 12 layers", "from 1 to 11"),
     (

@@ -60,7 +60,9 @@ class EarlyExitPlan(BaseModel):
 class _Options(BaseModel):
     """What the methods have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: True is no number of tokens, and "0.5" no probability.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    adapter_keys: ClassVar[tuple[str, ...]]
     remedies: ClassVar[dict[str, str]] = {
         "num_speculative_tokens": "choose a whole number of at least 1, such as 6",
         "draft_tokens_per_round": "choose a whole number of at least 1, such as 2",
@@ -74,10 +76,21 @@ class _Options(BaseModel):
         "verify_adapter": "give the path of an adapter directory",
     }
 
+    def check_adapters(self) -> None:
+        """Check what can be checked of the adapters without the target model.
+
+        Raises:
+            OptionError: if one is missing or torn.
+        """
+        for key in self.adapter_keys:
+            if (path := getattr(self, key)) is not None:
+                _read_adapter(key, Path(path).expanduser())
+
 
 class KangarooOptions(_Options):
     """``speculative_config`` for ``"method": "kangaroo"`` (arXiv 2404.18911)."""
 
+    adapter_keys: ClassVar[tuple[str, ...]] = ("model",)
     method: Literal["kangaroo"] = "kangaroo"
     model: str | None = Field(
         default=None,
@@ -136,6 +149,7 @@ class KangarooOptions(_Options):
 class HiSpecOptions(_Options):
     """``speculative_config`` for ``"method": "hispec"`` (arXiv 2510.01336)."""
 
+    adapter_keys: ClassVar[tuple[str, ...]] = ("draft_adapter", "verify_adapter")
     method: Literal["hispec"] = "hispec"
     draft_exit_layer: int | None = Field(
         default=None, ge=1, description="Draft after this many layers. Default: an eighth of them."
@@ -256,17 +270,9 @@ def check_adapter(
     Raises:
         OptionError: if it is missing, torn, or made for another model or exit.
     """
+    config = _read_adapter(key, directory)
     where = f"speculative_config[{key!r}]={str(directory)!r}"
     remedy = f"use an adapter trained for {target.name}, or train one with `vllm-kangaroo train adapter`."
-    if not directory.is_dir():
-        raise OptionError(
-            f"{where} is not a directory: give the path of a Kangaroo adapter (config.json and model.safetensors), as "
-            f"`vllm-kangaroo train adapter` writes it."
-        )
-    try:
-        config = AdapterConfig.load(directory)
-    except ValueError as error:
-        raise OptionError(f"{where} cannot be used: {error}.") from error
     for shape in (
         "hidden_size",
         "num_attention_heads",
@@ -300,6 +306,19 @@ def check_adapter(
             f"at exit layer {config.exit_layer}: leave {layer_key!r} out, or choose an adapter of that exit."
         )
     return config.exit_layer
+
+
+def _read_adapter(key: str, directory: Path) -> AdapterConfig:
+    where = f"speculative_config[{key!r}]={str(directory)!r}"
+    if not directory.is_dir():
+        raise OptionError(
+            f"{where} is not a directory: give the path of a Kangaroo adapter (config.json and model.safetensors), as "
+            f"`vllm-kangaroo train adapter` writes it."
+        )
+    try:
+        return AdapterConfig.load(directory)
+    except ValueError as error:
+        raise OptionError(f"{where} cannot be used: {error}.") from error
 
 
 OPTIONS: dict[str, type[KangarooOptions] | type[HiSpecOptions]] = {

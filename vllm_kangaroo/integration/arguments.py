@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_kangaroo import environment
 from vllm_kangaroo.integration.versions import refuse_unsupported_vllm
-from vllm_kangaroo.options import METHODS, EarlyExitPlan, OptionError, parse_options
+from vllm_kangaroo.options import (
+    METHODS,
+    EarlyExitPlan,
+    HiSpecOptions,
+    KangarooOptions,
+    OptionError,
+    parse_options,
+)
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
@@ -54,7 +63,7 @@ def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., 
         if not asks_for_us(self.speculative_config):
             return original(self, *args, **kwargs)
         refuse_unsupported_vllm()
-        parse_options(self.speculative_config)  # a typing mistake is told before anything is loaded
+        _read(self)  # a typing mistake is told before anything is loaded
         from vllm_kangaroo.integration.config import finish
 
         for name, value in environment.apply("LD_PRELOAD").items():
@@ -115,13 +124,37 @@ def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_cli_args(cls: type, args: Namespace) -> Any:
-        shorthand = speculative_config_of_flags(args)
-        if shorthand is not None:
-            args = Namespace(**vars(args))
-            args.speculative_config = shorthand
+        try:
+            shorthand = speculative_config_of_flags(args)
+            if shorthand is not None:
+                args = Namespace(**vars(args) | {"speculative_config": shorthand})
+            if asks_for_us(getattr(args, "speculative_config", None)):
+                _read(args).check_adapters()
+        except OptionError as error:  # ends as any other error of a command line does
+            ArgumentParser().exit(2, f"{Path(sys.argv[0]).name}: error: {error}\n")
         return original(cls, args)
 
     return from_cli_args
+
+
+def _read(args: Any) -> KangarooOptions | HiSpecOptions:
+    """The options in ``args.speculative_config``.
+
+    Args:
+        args: ``EngineArgs``, or the command line they are made from.
+
+    Raises:
+        OptionError: if they are wrong, or vLLM's own short forms stand beside them, which would have no effect.
+    """
+    keys = {"method": "method", "model": "model", "tokens": "num_speculative_tokens"}
+    for short, key in keys.items():
+        value = getattr(args, f"spec_{short}", None)
+        if value is not None:
+            raise OptionError(
+                f"--spec-{short}={value} cannot stand beside a speculative_config of method "
+                f"{args.speculative_config['method']!r}: set {key!r} in it instead."
+            )
+    return parse_options(args.speculative_config)
 
 
 def speculative_config_of_flags(args: Namespace) -> dict[str, Any] | None:
