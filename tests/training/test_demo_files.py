@@ -29,7 +29,7 @@ def answers() -> list[tuple[Target, torch.Tensor, int]]:
     """The model's own greedy answers: target, ids ``[1, T]`` and the prompt's length."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
     exit_layer = load_adapter(demo_adapter_path()).config.exit_layer
-    target = Target.load(str(demo_model_path()), exit_layer, torch.float32, "cpu")
+    target = Target.load(str(demo_model_path()), (exit_layer,), torch.float32, "cpu")
     found = []
     for prompt in PROMPTS:
         ids = tokenizer.apply_chat_template(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from vllm_kangaroo.ladder.adapter import load_adapter, norm_fingerprint
 from vllm_kangaroo.training.cli import train_app
 from vllm_kangaroo.training.state import ResumeError
 
+FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
 ERRORS = ("DataError", "TargetError", "ResumeError", "ValidationError")
 SCRIPT = "from vllm_kangaroo.training.cli import train_app; train_app()"
 
@@ -94,10 +96,7 @@ def test_figures_and_provenance(folder: Path) -> None:
     shown = f"acceptance {figures['adapter']['c']['expected_acceptance']:.3f}"
     assert f"adapter, held-out c: loss {figures['adapter']['c']['loss']:.4f}" in result.output
     assert shown in result.output and "step 10, held-out data" in result.output
-    assert sorted(p.name for p in (folder / "one").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
+    assert sorted(p.name for p in (folder / "one").iterdir()) == FILES
 
 
 @pytest.fixture
@@ -109,29 +108,103 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_run_goes_on_to_the_same_weights(folder: Path, signal_number: int) -> None:
-    name = f"killed{int(signal_number)}"
-    whole, part = (arguments(folder, n, 120, "--save-every", "7") for n in ("whole", name))
-    if not (folder / "whole").exists():
-        assert CliRunner().invoke(train_app, whole).exit_code == 0
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *part], env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    while not (folder / name / "training_state.pt").exists():
+def start(args: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, *args]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    while not path.exists():
         assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal_number)
-    output, _ = process.communicate(timeout=60)
-    if signal_number == signal.SIGINT:
-        assert process.returncode == 130 and "the same command goes on" in output
-    assert not (folder / name / "config.json").exists()
+        time.sleep(0.0005)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of a run that nobody stopped."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert CliRunner().invoke(train_app, arguments(folder, "whole", 120)).exit_code == 0
+    torch.set_num_threads(threads)
+    return weights(folder / "whole")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_run_killed_again_and_again_ends_with_the_same_weights(
+    folder: Path, whole: dict[str, torch.Tensor]
+) -> None:
+    out = folder / "killed"
+    part = arguments(folder, "killed", 120, "--save-every", "1")
+    # While the first state is written, while a later one is, and somewhere between.
+    for number, delay in enumerate((0.0, 0.0, 0.013)):
+        process = start(part)
+        if number:
+            # Its first save of its own: what the killed one left half written is replaced.
+            (out / ".training_state.pt").unlink(missing_ok=True)
+        wait_for(process, out / ".training_state.pt")
+        time.sleep(delay)
+        process.kill()
+        process.communicate(timeout=60)
+        assert not (out / "config.json").exists()
+    assert (out / "training_state.pt").exists()
     again = CliRunner().invoke(train_app, part)
     assert again.exit_code == 0 and "going on after step" in again.stdout
-    assert not (folder / name / "training_state.pt").exists()
-    expected, found = weights(folder / "whole"), weights(folder / name)
-    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    assert sorted(p.name for p in out.iterdir()) == FILES
+    found = weights(out)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in whole.items())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_interrupted_run_says_how_to_go_on(folder: Path, whole: dict[str, torch.Tensor]) -> None:
+    part = arguments(folder, "interrupted", 120, "--save-every", "7")
+    process = start(part)
+    wait_for(process, folder / "interrupted" / "training_state.pt")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in output
+    again = CliRunner().invoke(train_app, part)
+    assert again.exit_code == 0 and "going on after step" in again.stdout
+    found = weights(folder / "interrupted")
+    assert all(torch.equal(tensor, found[key]) for key, tensor in whole.items())
+
+
+def test_a_run_killed_while_it_writes_the_adapter_is_finished(
+    folder: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(folder, "late", 10)
+
+    def dies(*_: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vllm_kangaroo.training.train_adapter.remove_state", dies)
+        assert CliRunner().invoke(train_app, args).exit_code == 9
+    (folder / "late" / ".model.safetensors.1").write_bytes(b"torn")
+    first = weights(folder / "late")
+    assert CliRunner().invoke(train_app, args).exit_code == 0
+    assert sorted(p.name for p in (folder / "late").iterdir()) == FILES
+    again = weights(folder / "late")
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
+
+
+def test_curve_and_best_step(folder: Path) -> None:
+    # A rate that spoils what the first steps have learnt.
+    more = ("--learning-rate", "0.5", "--eval-every", "2", "--exit-layer", "1")
+    result = CliRunner().invoke(train_app, arguments(folder, "curve", 20, *more))
+    assert result.exit_code == 0, result.output
+    with (folder / "curve" / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows[::2]] == list(range(2, 21, 2))
+    assert (folder / "curve" / "curve.png").read_bytes()[1:4] == b"PNG"
+    for layer in (3, 1):
+        config = load_adapter(folder / "curve" / f"exit-{layer}").config
+        own = [row for row in rows if int(row["exit_layer"]) == layer]
+        best = max(own, key=lambda row: float(row["expected_acceptance"]))
+        assert config.exit_layer == layer
+        assert config.training["best_step"] == int(best["step"]) < 20
+        acceptance = config.training["figures"]["adapter"]["data"]["expected_acceptance"]
+        assert acceptance == pytest.approx(float(best["expected_acceptance"]), abs=1e-4)
+        assert float(own[-1]["expected_acceptance"]) < acceptance
 
 
 def test_refusals(folder: Path) -> None:
@@ -145,6 +218,8 @@ def test_refusals(folder: Path) -> None:
         *arguments(folder, "x", 5, "--held-out", "nothing.txt")
     )
     assert "--exit-layer 4 is outside" in run(*arguments(folder, "x", 5, "--exit-layer", "4"))
+    assert "names an exit twice" in run(*arguments(folder, "x", 5, "--exit-layer", "3"))
+    assert "--accumulate 5 is more" in run(*arguments(folder, "x", 5, "--accumulate", "5"))
     assert "window\n" in run(*arguments(folder, "x", 5, "--window", "4"))
     assert "dtype\n" in run(*arguments(folder, "x", 5, "--dtype", "int8"))
     (folder / "done").mkdir()

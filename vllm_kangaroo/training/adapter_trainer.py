@@ -1,4 +1,4 @@
-"""Train a Kangaroo adapter: teacher forcing on a frozen target (arXiv 2404.18911, section 3)."""
+"""Train Kangaroo adapters: teacher forcing on a frozen target (arXiv 2404.18911, section 3)."""
 
 from __future__ import annotations
 
@@ -9,55 +9,28 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_kangaroo.ladder.adapter import KangarooAdapter
+from vllm_kangaroo.training.features import Features
 from vllm_kangaroo.training.loss import Agreement, agreement, backward
 from vllm_kangaroo.training.options import AdapterTrainingOptions
-from vllm_kangaroo.training.target import Target, TargetError
+from vllm_kangaroo.training.pupil import Pupil
+from vllm_kangaroo.training.target import Target
 from vllm_kangaroo.training.windows import Order, Windows
+
+Figures = dict[int, dict[str, float]]
+"""By exit: `Agreement.means`."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: steps done, smoothed loss in nats, seconds spent."""
+    """Where a run is: steps done, smoothed loss in nats (mean of the exits), seconds spent."""
 
     step: int = 0
     loss: float = math.nan
     seconds: float = 0.0
-
-
-def start_adapter(target: Target, options: AdapterTrainingOptions) -> KangarooAdapter:
-    """A fresh adapter in float32 that drafts as the bare exit head does, or a little better.
-
-    Its output norm is the target's. With ``next-layer`` its attention is a copy of the layer that
-    the exit skips first; with ``random`` its output projection is zero.
-
-    Raises:
-        TargetError: a next layer without attention of the adapter's shape.
-    """
-    torch.manual_seed(options.seed)
-    adapter = KangarooAdapter(target.adapter_config("float32", {}))
-    state = adapter.state_dict()
-    state["norm.weight"].copy_(target.norm_scale(target.final_norm))
-    if options.init == "random":
-        state["layers.0.self_attn.o_proj.weight"].zero_()
-        return adapter
-    layer = target.model.get_decoder().layers[target.exit_layer]
-    source = layer.state_dict()
-    for name, tensor in state.items():
-        part = name.removeprefix("layers.0.")
-        if part == name:
-            continue
-        if part not in source or source[part].shape != tensor.shape:
-            raise TargetError(
-                f"--init next-layer finds no {part} of shape {list(tensor.shape)} in the target's "
-                f"layer {target.exit_layer}; give --init random"
-            )
-        norm = part == "input_layernorm.weight"
-        tensor.copy_(target.norm_scale(layer.input_layernorm) if norm else source[part])
-    return adapter
 
 
 class AdapterTrainer:
@@ -72,19 +45,8 @@ class AdapterTrainer:
         self.options = options
         self.progress = Progress()
         self.order = Order(len(windows), options.batch_size, options.seed)
-        self.adapter = start_adapter(target, options).to(options.device)
-        parameters = list(self.adapter.parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in parameters if p.ndim == 2],
-                    "weight_decay": options.weight_decay,
-                },
-                {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-            ],
-            lr=options.learning_rate,
-            betas=(0.9, 0.95),
-        )
+        self.features = Features(target, windows, options.cache_gib, options.device)
+        self.pupils = [Pupil(target, exit_layer, options) for exit_layer in target.exits]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to a tenth of it."""
@@ -99,29 +61,40 @@ class AdapterTrainer:
         """One optimizer step over the batch that `Order` gives it."""
         begin = time.monotonic()
         done = self.progress.step
-        ids, counted = self.windows.select(self.order.rows(done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(done)
+        rows = self.order.rows(done)
+        count = int(self.windows.counted[rows].sum())
         loss = self.progress.loss
-        if counted.any():  # a batch may hold no answer
-            drafter, wanted = self._states(ids, counted)
-            with self._autocast():
-                batch_loss = backward(drafter, wanted, self.target.logits).item()
-            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.options.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            loss = batch_loss if math.isnan(loss) else 0.98 * loss + 0.02 * batch_loss
+        if count:  # a batch may hold no answer
+            losses = np.zeros(len(self.pupils))
+            for part in np.array_split(rows, self.options.accumulate):
+                losses += self._backward(part, count)
+            for pupil in self.pupils:
+                pupil.step(self.learning_rate(done))
+            mean = float(losses.mean())
+            loss = mean if math.isnan(loss) else 0.98 * loss + 0.02 * mean
         seconds = self.progress.seconds + time.monotonic() - begin
         self.progress = Progress(done + 1, loss, seconds)
 
-    def _states(self, ids: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head takes, of adapter and target, at the M counted positions: ``[M, N]``."""
-        device = self.options.device
-        exit_state, final = self.target.states(ids.to(device))
+    def _backward(self, rows: Any, count: int) -> list[float]:
+        """Losses of each adapter over some windows of a step, their gradients added up."""
+        counted = torch.from_numpy(self.windows.counted[rows])
+        if not counted.any():
+            return [0.0] * len(self.pupils)
+        *exits, final = self.features.states(rows)
         with self._autocast():
-            out = self.adapter(exit_state)
-        counted = counted.to(device)
-        return out[counted], final[counted]
+            drafters = self._drafters(exits, counted)
+            return backward(drafters, self._at(final, counted), self.target.logits, count)
+
+    def _drafters(self, exits: list[Tensor], counted: Tensor) -> list[Tensor]:
+        """What the head takes of each adapter, at the M counted positions: ``[M, N]``."""
+        return [
+            self._at(pupil.adapter(state), counted)
+            for pupil, state in zip(self.pupils, exits, strict=True)
+        ]
+
+    @staticmethod
+    def _at(states: Tensor, counted: Tensor) -> Tensor:
+        return states[counted.to(states.device)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(
@@ -131,37 +104,48 @@ class AdapterTrainer:
         )
 
     @torch.no_grad()
-    def measure(self, windows: Windows, bare: bool = False) -> dict[str, float]:
-        """`Agreement.means` over ``windows``, of the adapter or of the bare exit head.
+    def measure(self, windows: Windows, bare: bool = False) -> Figures:
+        """`Agreement.means` by exit over ``windows``, of the adapters or of the bare exit heads.
 
         The bare head is the target's own final norm and LM head on the exit state.
         """
-        total = Agreement()
+        totals = [Agreement() for _ in self.pupils]
         for ids, counted in windows.batches(self.options.batch_size):
-            if bare:
-                exit_state, final = self.target.states(ids.to(self.options.device))
-                drafter = self.target.final_norm(exit_state)[counted]
-                wanted = final[counted]
-            else:
-                drafter, wanted = self._states(ids, counted)
+            if not counted.any():
+                continue
+            *exits, final = self.target.states(ids.to(self.options.device))
             with self._autocast():
-                total += agreement(drafter, wanted, self.target.logits)
-        return total.means()
+                if bare:
+                    drafters = [self._at(self.target.final_norm(state), counted) for state in exits]
+                else:
+                    drafters = self._drafters(exits, counted)
+                wanted = self._at(final, counted)
+                for at, drafter in enumerate(drafters):
+                    totals[at] += agreement(drafter, wanted, self.target.logits)
+        return {
+            pupil.exit_layer: total.means()
+            for pupil, total in zip(self.pupils, totals, strict=True)
+        }
+
+    def keep_best(self, figures: Figures) -> None:
+        """Let each adapter remember its weights if these figures are its best so far."""
+        for pupil in self.pupils:
+            acceptance = figures[pupil.exit_layer]["expected_acceptance"]
+            pupil.keep_if_best(self.progress.step, acceptance)
 
     def state(self) -> dict[str, Any]:
         """Everything that a later process needs to go on as if never stopped."""
         return {
             "progress": asdict(self.progress),
-            "adapter": self.adapter.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "pupils": [pupil.state() for pupil in self.pupils],
             "rng": torch.get_rng_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up `state` of an earlier process."""
         self.progress = replace(self.progress, **state["progress"])
-        self.adapter.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for pupil, saved in zip(self.pupils, state["pupils"], strict=True):
+            pupil.restore(saved)
         torch.set_rng_state(state["rng"])
 
     def run(self, after_step: Callable[[Progress], None]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _BATCH = 512  # documents tokenised at a time
+_HEAD = '{"made_from":'  # first line of a file of answers, see on_policy
 
 
 class DataError(ValueError):
@@ -36,41 +37,60 @@ class _Text:
     spans: list[tuple[int, int]] | None
 
 
+Messages = list[dict[str, str]]
+Row = str | Messages | Document
+"""A row of data: plain text, a conversation, or token ids with the answer's place."""
+
+
 def read_documents(paths: Iterable[Path], tokenizer: Any) -> Iterator[Document]:
     """Tokenise files: ``.txt`` (one document each) or ``.jsonl``, either also with ``.xz``.
 
     A row of a ``.jsonl`` file is ``{"text": str}``, all of whose tokens count, or
     ``{"messages": [{"role": ..., "content": ...}, ...]}`` (``"conversations"`` and ShareGPT's
     ``from``/``value`` are taken too), rendered by the tokenizer's chat template, where the
-    assistant's tokens count.
+    assistant's tokens count, or ``{"token_ids": [...], "answer_start": n}``.
 
     Raises:
         DataError: a missing file, another suffix, a broken row, or a chat template that renders
             a conversation's beginning differently once it goes on.
     """
     batch: list[_Text] = []
-    for path in paths:
-        for text in _texts(path, tokenizer):
-            batch.append(text)
-            if len(batch) == _BATCH:
-                yield from _tokenise(batch, tokenizer)
-                batch = []
+    for where, row in read_rows(paths):
+        if isinstance(row, Document):
+            yield row
+            continue
+        text = _Text(row, None) if isinstance(row, str) else _conversation(row, where, tokenizer)
+        batch.append(text)
+        if len(batch) == _BATCH:
+            yield from _tokenise(batch, tokenizer)
+            batch = []
     if batch:
         yield from _tokenise(batch, tokenizer)
 
 
-def _texts(path: Path, tokenizer: Any) -> Iterator[_Text]:
+def read_rows(paths: Iterable[Path]) -> Iterator[tuple[str, Row]]:
+    """The rows of files in order, each with its place in words.
+
+    Raises:
+        DataError: see `read_documents`.
+    """
+    for path in paths:
+        yield from _rows(path)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     suffixes = path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:]
     if suffixes[:1] not in ([".txt"], [".jsonl"]):
         raise DataError(f"'{path}' is neither .txt nor .jsonl (nor either with .xz); convert it")
     try:
         with _open(path) as file:
             if suffixes[0] == ".txt":
-                yield _Text(file.read(), None)
+                yield f"'{path}'", file.read()
                 return
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _row(line, f"line {number} of '{path}'", tokenizer)
+                if line.strip() and not (number == 1 and line.startswith(_HEAD)):
+                    where = f"line {number} of '{path}'"
+                    yield where, _row(line, where)
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' cannot be read ({error}); check the file") from None
 
@@ -81,17 +101,19 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _row(line: str, where: str, tokenizer: Any) -> _Text:
+def _row(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
         if "text" in row:
-            return _Text(str(row["text"]), None)
-        messages = [_message(turn) for turn in row.get("messages") or row["conversations"]]
+            return str(row["text"])
+        if "token_ids" in row:
+            ids = np.array(row["token_ids"], dtype=np.int32)
+            return Document(ids, np.arange(len(ids)) >= int(row["answer_start"]))
+        return [_message(turn) for turn in row.get("messages") or row["conversations"]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f'{where} is neither {{"text": ...}} nor {{"messages": [...]}}; correct the row'
         ) from None
-    return _conversation(messages, where, tokenizer)
 
 
 def _message(turn: dict[str, str]) -> dict[str, str]:
@@ -100,22 +122,36 @@ def _message(turn: dict[str, str]) -> dict[str, str]:
     return {"role": _ROLES.get(role, role), "content": content}
 
 
-def _conversation(messages: list[dict[str, str]], where: str, tokenizer: Any) -> _Text:
-    def render(count: int, ask: bool) -> str:
-        if not count:
-            return ""
-        text: str = tokenizer.apply_chat_template(
-            messages[:count], tokenize=False, add_generation_prompt=ask
-        )
-        return text
+def rendered_prompt(messages: Messages, where: str, tokenizer: Any) -> str:
+    """A conversation up to where the assistant's answer begins.
 
+    Raises:
+        DataError: a tokenizer without chat template.
+    """
+    _check_template(where, tokenizer)
+    if not messages:
+        return ""
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _check_template(where: str, tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise DataError(f"{where} is a conversation but the tokenizer has no chat template; add it")
-    text = render(len(messages), False)
+
+
+def _conversation(messages: Messages, where: str, tokenizer: Any) -> _Text:
+    def render(count: int) -> str:
+        text: str = tokenizer.apply_chat_template(messages[:count], tokenize=False)
+        return text
+
+    _check_template(where, tokenizer)
+    text = render(len(messages))
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = render(index, True), render(index + 1, False)
+            before = rendered_prompt(messages[:index], where, tokenizer)
+            after = render(index + 1)
             if not (text.startswith(after) and after.startswith(before)):
                 raise DataError(
                     f"{where} is rendered differently by the chat template once it goes on; give "

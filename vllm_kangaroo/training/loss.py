@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,32 +38,39 @@ class Agreement:
         }
 
 
-def backward(drafter: Tensor, target: Tensor, head: Head, chunk: int = 1024) -> Tensor:
+def backward(
+    drafters: Sequence[Tensor], target: Tensor, head: Head, count: int, chunk: int = 1024
+) -> list[float]:
     """Soft cross-entropy over the whole vocabulary, and its gradient, a chunk at a time.
 
-    ``-mean_t Σ_x p_target(x|t) log p_drafter(x|t)`` at temperature 1. Logits exist for ``chunk``
-    predictions at once only: with large vocabularies they would not fit otherwise.
+    ``-Σ_t Σ_x p_target(x|t) log p_drafter(x|t) / count`` at temperature 1. Logits exist for
+    ``chunk`` predictions at once only: with large vocabularies they would not fit otherwise. The
+    target's distribution is worked out once for all drafters.
 
     Args:
-        drafter: what the head takes, ``[M, N]``, with the graph to run backward through.
+        drafters: what the head takes, each ``[M, N]`` with the graph to run backward through.
         target: the target's own, ``[M, N]``.
+        count: what to divide by; M, or more if these predictions are a part of a step's.
 
     Returns:
-        the loss, a detached scalar.
+        the losses.
     """
-    total = drafter.new_zeros((), dtype=torch.float32)
-    gradients = []
-    for piece, aim in zip(drafter.split(chunk), target.split(chunk), strict=True):
-        leaf = piece.detach().requires_grad_()
+    totals = [drafter.new_zeros((), dtype=torch.float32) for drafter in drafters]
+    gradients: list[list[Tensor]] = [[] for _ in drafters]
+    pieces = zip(*(drafter.split(chunk) for drafter in drafters), strict=True)
+    for aim, parts in zip(target.split(chunk), pieces, strict=True):
         with torch.no_grad():
             wanted = head(aim).softmax(dim=-1)
-        loss = functional.cross_entropy(head(leaf), wanted, reduction="sum") / len(drafter)
-        loss.backward()
-        assert leaf.grad is not None
-        gradients.append(leaf.grad)
-        total += loss.detach()
-    drafter.backward(torch.cat(gradients))
-    return total
+        for at, part in enumerate(parts):
+            leaf = part.detach().requires_grad_()
+            loss = functional.cross_entropy(head(leaf), wanted, reduction="sum") / count
+            loss.backward()
+            assert leaf.grad is not None
+            gradients[at].append(leaf.grad)
+            totals[at] += loss.detach()
+    for drafter, parts_of in zip(drafters, gradients, strict=True):
+        drafter.backward(torch.cat(parts_of))
+    return [total.item() for total in totals]
 
 
 @torch.no_grad()

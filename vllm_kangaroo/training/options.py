@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AdapterTrainingOptions(BaseModel):
@@ -20,13 +20,37 @@ class AdapterTrainingOptions(BaseModel):
     held_out: tuple[Path, ...] = Field(
         default=(), description="files to measure on, one figure each, beside a split of the data"
     )
-    exit_layer: int = Field(description="layers of the target that draft")
-    out: Path = Field(description="directory to write the adapter to")
+    exit_layer: tuple[int, ...] = Field(
+        min_length=1,
+        description="layers of the target that draft; given several times, an adapter for each is "
+        "trained in the same pass over the data",
+    )
+    out: Path = Field(
+        description="directory to write the adapter to; of several, to exit-L inside it"
+    )
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; one pass over the data if not given"
     )
     batch_size: int = Field(default=8, ge=1, description="windows a step")
+    accumulate: int = Field(
+        default=1, ge=1, description="parts in which a step's windows are computed, to save memory"
+    )
     window: int = Field(default=256, ge=8, description="tokens a window")
+    cache_gib: float = Field(
+        default=0.0,
+        ge=0,
+        description="memory to keep exit states in, so that later passes over the data do not run "
+        "the target; 0 for none",
+    )
+    on_policy: bool = Field(
+        default=False,
+        description="train on answers that the model itself gives, by vLLM, in place of those in "
+        "the conversations",
+    )
+    on_policy_temperature: float = Field(
+        default=0.8, ge=0, description="of those answers; 0 is greedy"
+    )
+    on_policy_tokens: int = Field(default=256, ge=1, description="most tokens of such an answer")
     learning_rate: float = Field(
         default=2e-3, gt=0, description="peak; 5e-5 suits 7B targets, small ones take more"
     )
@@ -50,5 +74,22 @@ class AdapterTrainingOptions(BaseModel):
     held_out_windows: int = Field(
         default=64, ge=1, description="most windows measured on, of the data and of each file"
     )
-    eval_every: int = Field(default=200, ge=1, description="steps between measurements")
+    eval_every: int = Field(
+        default=200, ge=1, description="steps between measurements, the best of which is kept"
+    )
     save_every: int = Field(default=100, ge=1, description="steps between saves of the state")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"--accumulate {self.accumulate} is more than the {self.batch_size} windows of a "
+                "step; give a larger --batch-size or a smaller --accumulate"
+            )
+        if len(set(self.exit_layer)) < len(self.exit_layer):
+            raise ValueError(f"--exit-layer {self.exit_layer} names an exit twice; name it once")
+        return self
+
+    def out_of(self, exit_layer: int) -> Path:
+        """Where the adapter of an exit goes."""
+        return self.out if len(self.exit_layer) == 1 else self.out / f"exit-{exit_layer}"

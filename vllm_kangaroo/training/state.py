@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from vllm_kangaroo.ladder.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 
 STATE_FILE = "training_state.pt"
 
@@ -18,7 +21,10 @@ def save_state(directory: Path, state: dict[str, Any]) -> None:
     """Write the state atomically: a crash leaves the one before."""
     directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".{STATE_FILE}"
-    torch.save(state, temporary)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # a machine that goes down must not leave the name without content
     temporary.replace(directory / STATE_FILE)
 
 
@@ -51,5 +57,9 @@ def load_state(directory: Path, run: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def remove_state(directory: Path) -> None:
-    """Forget the state of a run that is finished."""
+    """Forget the state of a run that is finished, and what killed processes left half written."""
+    for folder in (directory, *(path for path in directory.iterdir() if path.is_dir())):
+        for stem in (STATE_FILE, WEIGHTS_FILE, CONFIG_FILE):
+            for torn in folder.glob(f".{stem}*"):
+                torn.unlink()
     (directory / STATE_FILE).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """A causal language model without gradients, seen through one exit."""
+    """A causal language model without gradients, seen through its exits."""
 
     name: str
     model: Any
     config: Any
-    exit_layer: int
+    exits: tuple[int, ...]
 
     @classmethod
-    def load(cls, name: str, exit_layer: int, dtype: torch.dtype, device: str) -> Target:
+    def load(cls, name: str, exits: Sequence[int], dtype: torch.dtype, device: str) -> Target:
         """Load local files with transformers.
 
         Raises:
@@ -43,7 +44,7 @@ class Target:
             raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
         try:
             config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
-            _check(name, config, exit_layer)
+            _check(name, config, exits)
             # Fused attention is the slower in training on CPUs, but here no gradient is asked for.
             model = AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype, attn_implementation="sdpa", local_files_only=True
@@ -55,7 +56,7 @@ class Target:
             raise TargetError(f"--model '{name}' cannot be loaded ({first})") from None
         config = model.config.get_text_config()
         model.requires_grad_(False).eval().to(device)
-        return cls(name, model, config, exit_layer)
+        return cls(name, model, config, tuple(exits))
 
     @property
     def final_norm(self) -> nn.Module:
@@ -64,14 +65,20 @@ class Target:
         return norm
 
     @torch.no_grad()
-    def states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Run the whole model once over ``ids [B, T]``.
 
         Returns:
-            the residual stream at the exit and the normed final state, each ``[B, T, N]``.
+            the residual stream at each exit, then the normed final state, each ``[B, T, N]``.
         """
         out = self.model.get_decoder()(ids, output_hidden_states=True, use_cache=False)
-        return out.hidden_states[self.exit_layer], out.last_hidden_state
+        return *(out.hidden_states[layer] for layer in self.exits), out.last_hidden_state
+
+    @property
+    def state_bytes_per_token(self) -> int:
+        """Size of what `states` returns for one token."""
+        size: int = next(self.model.parameters()).element_size() * self.config.hidden_size
+        return (len(self.exits) + 1) * size
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""
@@ -89,13 +96,15 @@ class Target:
             scale: Tensor = norm(torch.ones_like(next(norm.parameters()))).float()
         return scale * (1 + self.config.rms_norm_eps) ** 0.5
 
-    def adapter_config(self, torch_dtype: AdapterDtype, training: dict[str, Any]) -> AdapterConfig:
-        """The config of an adapter at this exit."""
+    def adapter_config(
+        self, exit_layer: int, torch_dtype: AdapterDtype, training: dict[str, Any]
+    ) -> AdapterConfig:
+        """The config of an adapter at an exit."""
         config = self.config
         heads = config.num_attention_heads
         weight = next(self.final_norm.parameters())
         return AdapterConfig(
-            exit_layer=self.exit_layer,
+            exit_layer=exit_layer,
             hidden_size=config.hidden_size,
             num_attention_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
@@ -115,17 +124,18 @@ class Target:
         )
 
 
-def _check(name: str, config: Any, exit_layer: int) -> None:
+def _check(name: str, config: Any, exits: Sequence[int]) -> None:
     if getattr(config, "rms_norm_eps", None) is None:
         raise TargetError(
             f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "
             "norms can have an adapter"
         )
-    if not 1 <= exit_layer < config.num_hidden_layers:
-        raise TargetError(
-            f"--exit-layer {exit_layer} is outside the model's {config.num_hidden_layers} "
-            f"layers; give 1 to {config.num_hidden_layers - 1}"
-        )
+    for exit_layer in exits:
+        if not 1 <= exit_layer < config.num_hidden_layers:
+            raise TargetError(
+                f"--exit-layer {exit_layer} is outside the model's {config.num_hidden_layers} "
+                f"layers; give 1 to {config.num_hidden_layers - 1}"
+            )
 
 
 def _rope_theta(config: Any) -> float:

@@ -26,6 +26,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def whole(self) -> Windows:
+        """The same windows with every prediction counted but each window's last."""
+        counted = np.ones_like(self.counted)
+        counted[:, -1] = False
+        return Windows(self.ids, counted)
+
     def select(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows as tensors: ids ``[B, T]`` int64, counted ``[B, T]`` bool."""
         return torch.from_numpy(self.ids[rows]).long(), torch.from_numpy(self.counted[rows])
