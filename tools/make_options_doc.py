@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.options import OPTIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options
 
-<!-- Written by tools/make_options_doc.py from vllm_kangaroo/options.py: change it there. -->
+<!-- Written by tools/make_options_doc.py from vllm_kangaroo/options.py and
+vllm_kangaroo/laps_sd/options.py: change it there. -->
 
 The keys of `speculative_config`, for `LLM(...)` and for `vllm serve --speculative-config`. A key
 that is not listed is refused, and so is a value out of its range. On the command line
@@ -24,7 +26,8 @@ TYPES = {"boolean": "true or false", "integer": "integer", "number": "number", "
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(section(name, model) for name, model in OPTIONS.items())])
+    methods = [section(name, model) for name, model in OPTIONS.items()]
+    return "\n".join([HEAD, *methods, section("LAPS-SD", LapsSdOptions)])
 
 
 def section(name: str, model: type[BaseModel]) -> str:
@@ -49,7 +52,8 @@ def row(key: str, schema: dict[str, Any], field: FieldInfo) -> str:
     """One key."""
     kinds = schema.get("anyOf", [schema])
     kind = next(each for each in kinds if each.get("type") != "null")
-    value = TYPES[kind["type"]] + bounds(kind)
+    value = " or ".join(f"`{each}`" for each in kind.get("enum", ())) or TYPES[kind["type"]]
+    value += bounds(kind)
     default = "–" if field.default is None else f"`{json.dumps(field.default)}`"
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     return f"| `{key}` | {value} | {default} | {meaning} |"
@@ -60,7 +64,10 @@ def bounds(kind: dict[str, Any]) -> str:
     low, high = kind.get("minimum"), kind.get("maximum")
     if low is not None and high is not None:
         return f", {low:g} to {high:g}"
-    return f", at least {low:g}" if low is not None else ""
+    if low is not None:
+        return f", at least {low:g}"
+    above = kind.get("exclusiveMinimum")
+    return f", above {above:g}" if above is not None else ""
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ COMMANDS = {
         "Convert an adapter of the original Kangaroo code.",
     ),
     "bench": Entry("vllm_kangaroo.bench.cli:bench", "Measure speed and acceptance."),
+    "simulate": Entry(
+        "vllm_kangaroo.laps_sd.simulator.cli:simulate",
+        "Compare request schedulers on a simulated engine.",
+        runs_engine=False,
+    ),
     # It reports the environment as the user has it.
     "doctor": Entry(
         "vllm_kangaroo.integration.doctor:doctor",

@@ -1,0 +1,159 @@
+"""The policy's order, states and errors, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_kangaroo.laps_sd.build import build_policy
+from vllm_kangaroo.laps_sd.lengths import HintedLengths, OracleLengths, RequestFacts
+from vllm_kangaroo.laps_sd.options import LapsSdError, LapsSdOptions, parse_options
+from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+from vllm_kangaroo.laps_sd.service import Progress
+
+ROUND = 0.01
+
+
+def make(**options: object) -> LapsSdPolicy:
+    return LapsSdPolicy(LapsSdOptions.model_validate(options), HintedLengths(OracleLengths()))
+
+
+def facts(tokens: int, **more: object) -> RequestFacts:
+    return RequestFacts(prompt_tokens=1, max_tokens=4096, true_tokens=tokens, **more)  # type: ignore[arg-type]
+
+
+def run(
+    policy: LapsSdPolicy, name: str, rounds: int, now: float, *, drafts: int = 0, accepted: int = 0
+) -> float:
+    """That many rounds of one request alone; returns the time after them."""
+    for _ in range(rounds):
+        now += ROUND
+        policy.report([Progress(name, 0, 1, drafts, accepted, accepted + 1)], ROUND, now)
+    return now
+
+
+def test_a_new_request_pre_empts_one_that_has_sunk():
+    policy = make(window=8)
+    policy.add("old", facts(1000), 0.0)
+    assert policy.select(1, 0.0) == ["old"]
+    now = run(policy, "old", 6, 0.0)
+    assert policy.entry("old").queue == 1
+    policy.add("new", facts(1000), now)
+    assert policy.select(1, now) == ["new"]
+    assert policy.tally.preemptions == 1
+    assert policy.select(2, now) == ["new", "old"]
+
+
+def test_perceptible_requests_stand_in_the_queue_of_their_remaining_time():
+    policy = make(window=4)
+    policy.add("long", facts(1000), 0.0)
+    policy.select(1, 0.0)
+    now = run(policy, "long", 8, 0.0, drafts=4, accepted=2)
+    entry = policy.entry("long")
+    assert entry.perceptible
+    rounds_left = (1000 - 24) / 3
+    assert entry.remaining == pytest.approx(rounds_left * ROUND, rel=0.01)
+    assert entry.queue == 7
+    policy.add("short", facts(30), now)
+    policy.select(1, now)
+    now = run(policy, "short", 8, now, drafts=4, accepted=2)
+    assert policy.entry("short").perceptible
+    assert policy.entry("short").queue == 0
+
+
+def test_within_a_queue_arrival_order_then_remaining_time():
+    policy = make(window=2, base_threshold_s=100.0)
+    for name, tokens in (("a", 900), ("b", 300), ("c", 600)):
+        policy.add(name, facts(tokens), 0.0)
+    assert policy.select(1, 0.0) == ["a"]
+    assert policy.select(3, 0.0) == ["a", "b", "c"]
+    for name in "abc":
+        run(policy, name, 4, 1.0, drafts=4, accepted=2)
+    assert all(policy.entry(name).perceptible for name in "abc")
+    assert policy.select(3, 2.0) == ["b", "c", "a"]
+
+
+def test_a_running_request_is_not_paused_for_one_of_its_own_queue():
+    policy = make(base_threshold_s=100.0)
+    policy.add("first", facts(500), 0.0)
+    policy.select(1, 0.0)
+    policy.add("second", facts(3), 0.0)
+    assert policy.select(1, 0.0) == ["first"]
+
+
+def test_gap_keeps_a_request_running_for_a_small_gain():
+    def chosen(gap: float) -> list[object]:
+        policy = make(window=2, base_rounds=1.0, preemption_gap_s=gap)
+        policy.add("warm", facts(20), 0.0)
+        policy.select(1, 0.0)
+        now = run(policy, "warm", 4, 0.0)
+        policy.add("new", facts(3), now)
+        return list(policy.select(1, now))
+
+    assert chosen(0.0) == ["new"]
+    assert chosen(5.0) == ["warm"]
+
+
+def test_classes_before_queues():
+    policy = make()
+    policy.add("low", facts(1), 0.0, priority=1)
+    policy.add("high", facts(4000), 0.0, priority=-1)
+    policy.add("mid", facts(1), 0.0)
+    assert policy.select(2, 0.0) == ["high", "mid"]
+
+
+def test_what_the_host_cannot_run_is_passed_over_and_kept():
+    policy = make()
+    for name in "abc":
+        policy.add(name, facts(10), 0.0)
+    assert policy.select(2, 0.0, admissible=lambda name: name != "a") == ["b", "c"]
+    policy.release("b")
+    assert policy.select(3, 0.0) == ["a", "b", "c"]
+
+
+def test_service_is_shared_by_positions_and_adds_up():
+    policy = make()
+    for name in "ab":
+        policy.add(name, facts(10), 0.0)
+    policy.select(2, 0.0)
+    policy.report([Progress("a", 0, 1, 5, 2, 3), Progress("b", 0, 1, 1, 0, 1)], 0.8, 0.8)
+    assert policy.entry("a").attained == pytest.approx(0.6)
+    assert policy.entry("b").attained == pytest.approx(0.2)
+
+
+def test_estimates_meet_what_happens_when_nothing_is_uncertain():
+    policy = make(window=4)
+    now = 0.0
+    for number in range(5):
+        policy.add(number, facts(61), now)
+        policy.select(1, now)
+        for _ in range(20):
+            now += ROUND
+            policy.report([Progress(number, 0, 1, 4, 2, 3)], ROUND, now)
+        policy.remove(number, output_tokens=60)
+    for estimated, true in policy.tally.estimates:
+        assert estimated == pytest.approx(true, rel=0.1)
+    assert len(policy.tally.estimates) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"queue": 3}, "no key 'queue'"),
+        ({"queues": 0}, r"\['queues'\]=0 is refused"),
+        ({"growth": 1.0}, r"\['growth'\]=1.0 is refused"),
+        ({"predictor": "magic"}, r"\['predictor'\]='magic' is refused"),
+        ("fast", "must be a dictionary"),
+    ],
+)
+def test_wrong_options_are_refused_in_a_sentence(given: object, says: str):
+    with pytest.raises(LapsSdError, match=says):
+        parse_options(given)
+
+
+def test_default_policy_runs():
+    policy = build_policy(LapsSdOptions())
+    policy.add("a", RequestFacts(3, 16, (1, 2, 3)), 0.0)
+    assert policy.select(4, 0.0) == ["a"]
+    policy.remove("a", output_tokens=3)
+    assert len(policy) == 0
+    assert policy.select(4, 1.0) == []

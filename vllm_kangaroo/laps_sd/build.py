@@ -1,0 +1,28 @@
+"""From options to a policy ready to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, HintedLengths, LengthPredictor
+from vllm_kangaroo.laps_sd.options import LapsSdOptions
+from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+
+
+def predictor_of(options: LapsSdOptions) -> LengthPredictor:
+    """The predictor the options ask for.
+
+    Raises:
+        LapsSdError: if ``predictor_file`` cannot be read.
+    """
+    if options.predictor == "empirical":
+        return EmpiricalLengths()
+    from vllm_kangaroo.laps_sd.learned import LearnedLengths
+
+    file = Path(options.predictor_file).expanduser() if options.predictor_file else None
+    return LearnedLengths(options.min_history, file)
+
+
+def build_policy(options: LapsSdOptions) -> LapsSdPolicy:
+    """A policy that takes hints, and asks the predictor where there is none."""
+    return LapsSdPolicy(options, HintedLengths(predictor_of(options)))

@@ -1,0 +1,264 @@
+"""The scheduling policy of LAPS-SD, without an engine: events in, requests to run out.
+
+Every request starts non-perceptible in the highest queue and sinks as the service it has attained grows. Once its
+acceptance rate is known well enough it is perceptible, and its place is that of the time it still needs. A request of
+a higher queue pre-empts those of lower ones. Within a queue the non-perceptible come first, in order of arrival, then
+the perceptible by remaining time.
+
+**Starvation bound.** Of the requests of one priority class, one that has waited ``max_wait_s`` since it last ran goes
+before all that have not, behind those that have waited longer, and stays in front for ``front_s``. With ``c`` requests
+running at a time, ``n`` in the class and none in a higher one, and steps of at most ``s`` seconds, nobody waits longer
+than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are or claim to be.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from vllm_kangaroo.laps_sd.acceptance import AcceptancePrior
+from vllm_kangaroo.laps_sd.entry import Entry
+from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
+from vllm_kangaroo.laps_sd.options import LapsSdOptions
+from vllm_kangaroo.laps_sd.queues import ReadyQueue
+from vllm_kangaroo.laps_sd.service import CostAverages, Progress, RequestId
+from vllm_kangaroo.laps_sd.tally import Tally
+
+
+class LapsSdPolicy:
+    """Which requests to run. Deterministic: the same events in the same order give the same answers.
+
+    Times are in seconds of one clock of the host's, which never goes back.
+    """
+
+    def __init__(self, options: LapsSdOptions, predictor: LengthPredictor) -> None:
+        self.options = options
+        self.predictor = predictor
+        self.costs = CostAverages()
+        self.prior = AcceptancePrior()
+        self.tally = Tally(options.queues)
+        self._entries: dict[RequestId, Entry] = {}
+        self._running: list[Entry] = []
+        self._ready = ReadyQueue()
+        self._arrivals = 0
+        self._bounds: list[float] = []
+        self._base = 0.0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, request_id: RequestId) -> bool:
+        return request_id in self._entries
+
+    def entry(self, request_id: RequestId) -> Entry:
+        """What is known of a request; to be read only."""
+        return self._entries[request_id]
+
+    @property
+    def running(self) -> list[RequestId]:
+        """The requests chosen last, in no order."""
+        return [entry.request_id for entry in self._running]
+
+    def add(
+        self, request_id: RequestId, facts: RequestFacts, now: float, priority: int = 0
+    ) -> None:
+        """A request is ready to run; the lower ``priority``, the sooner, as in vLLM."""
+        assert request_id not in self._entries
+        entry = Entry(
+            request_id, facts, self.predictor.predict(facts), priority, self._arrivals, now
+        )
+        self._arrivals += 1
+        self._entries[request_id] = entry
+        self.tally.enter(entry)
+        self._place(entry)
+        self._ready.push(entry)
+
+    def remove(self, request_id: RequestId, *, output_tokens: int | None = None) -> None:
+        """A request has ended.
+
+        Args:
+            output_tokens: its length, if it ended by itself; None for an abort, from which nothing is learnt.
+        """
+        entry = self._entries.pop(request_id)
+        if entry.running:
+            self._running.remove(entry)
+        else:
+            self._ready.discard(entry)
+        self.tally.leave(entry)
+        if output_tokens is None:
+            return
+        self.predictor.learn(entry.facts, output_tokens)
+        self.tally.finished(entry)
+        acceptance = entry.acceptance
+        if acceptance.seen >= 2 and entry.rounds:
+            self.prior.learn(
+                acceptance.seen, acceptance.mean, acceptance.variance, entry.tokens / entry.rounds
+            )
+
+    def select(
+        self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
+    ) -> list[RequestId]:
+        """The requests to run next, the most urgent first.
+
+        Args:
+            capacity: how many can run.
+            admissible: whether the host can run one beside those chosen so far; asked once for each that would be new.
+        """
+        self._wake_starved(now)
+        running, ready = self._running, self._ready
+        refused: list[Entry] = []
+        if len(running) > capacity:
+            running.sort(key=_key)
+            for entry in running[capacity:]:
+                self._stop(entry)
+            del running[capacity:]
+        while ready:
+            candidate = ready.top()
+            assert candidate is not None
+            worst = None
+            if len(running) >= capacity:
+                if not running:
+                    break
+                worst = max(running, key=_key)
+                if not self._preempts(candidate, worst):
+                    break
+            ready.pop()
+            if admissible is not None and not admissible(candidate.request_id):
+                refused.append(candidate)
+                continue
+            if worst is not None:
+                running.remove(worst)
+                self._stop(worst)
+                self.tally.preemptions += 1
+            self._start(candidate, now)
+            running.append(candidate)
+        for entry in refused:
+            ready.push(entry)
+        running.sort(key=_key)
+        return [entry.request_id for entry in running]
+
+    def release(self, request_id: RequestId) -> None:
+        """A request chosen by :meth:`select` could not run after all; it goes back to where it was."""
+        entry = self._entries[request_id]
+        if entry.running:
+            self._running.remove(entry)
+            self._stop(entry)
+
+    def evicted(self, request_id: RequestId, tokens: int) -> None:
+        """A request has lost its KV and must run that many tokens again before it goes on."""
+        self._entries[request_id].prompt_left = tokens
+
+    def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
+        """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
+        options = self.options
+        shares = self.costs.charge(step, seconds)
+        self._set_bounds()
+        for one, share in zip(step, shares, strict=True):
+            entry = self._entries.get(one.request_id)
+            if entry is None:
+                continue
+            entry.attained += share
+            entry.last_ran = now
+            entry.prompt_left -= one.prompt_tokens
+            if entry.prompt_left < 0:
+                entry.prompt_left = 0
+            entry.done += one.new_tokens
+            if one.rounds:
+                entry.rounds += one.rounds
+                entry.tokens += one.new_tokens
+                if one.rates:
+                    for rate in one.rates:
+                        entry.acceptance.add(rate, options.window, options.drift_sigmas)
+                elif one.drafted:
+                    rate = one.accepted / one.drafted
+                    entry.acceptance.add(rate, options.window, options.drift_sigmas)
+            if entry.starved and now >= entry.front_until and entry.running:
+                entry.starved = False
+            if entry.running:
+                self._place(entry)
+            else:  # chosen away while the step was in flight
+                self._ready.discard(entry)
+                self._place(entry)
+                self._ready.push(entry)
+
+    def _wake_starved(self, now: float) -> None:
+        limit = now - self.options.max_wait_s
+        while True:
+            entry = self._ready.longest_waiting()
+            if entry is None or entry.last_ran > limit:
+                return
+            self._ready.discard(entry)
+            entry.starved = True
+            self.tally.starved += 1
+            self._place(entry)
+            self._ready.push(entry)
+
+    def _preempts(self, candidate: Entry, running: Entry) -> bool:
+        if candidate.priority != running.priority:
+            return candidate.priority < running.priority
+        if candidate.starved or running.starved:
+            return candidate.starved and not running.starved
+        if candidate.queue >= running.queue:
+            return False
+        gap = self.options.preemption_gap_s
+        return gap == 0.0 or running.remaining - candidate.remaining > gap
+
+    def _start(self, entry: Entry, now: float) -> None:
+        entry.running = True
+        if not entry.started:
+            entry.started = True
+            self.tally.waits.append(now - entry.arrived)
+        if entry.starved:
+            entry.front_until = now + self.options.front_s
+
+    def _stop(self, entry: Entry) -> None:
+        entry.running = False
+        self._ready.push(entry)
+
+    def _set_bounds(self) -> None:
+        """Follow the measured cost of a round, in jumps: a request's place should not move with every step."""
+        options = self.options
+        base = options.base_threshold_s or options.base_rounds * self.costs.per_round
+        if base > 0.0 and not 0.8 < self._base / base < 1.25:
+            self._base = base
+            self._bounds = [base * options.growth**k for k in range(options.queues - 1)]
+
+    def _place(self, entry: Entry) -> None:
+        """Work out state, remaining time, queue and key from what is known now."""
+        options, prior, acceptance = self.options, self.prior, entry.acceptance
+        was, before = entry.perceptible, entry.queue
+        if acceptance.seen:
+            entry.perceptible = acceptance.half_width(prior, options.window) < options.epsilon
+        else:  # without drafts there is no acceptance to wait for
+            entry.perceptible = entry.rounds >= options.window or (
+                prior.requests >= prior.ENOUGH
+                and acceptance.half_width(prior, options.window) < options.epsilon
+            )
+        worth = prior.worth_rounds
+        if worth > 0.0:
+            per_round = (worth * prior.tokens_per_round + entry.tokens) / (worth + entry.rounds)
+        elif entry.rounds:
+            per_round = entry.tokens / entry.rounds
+        else:
+            per_round = self.costs.tokens_per_round
+        left = min(entry.law.remaining(entry.done), max(entry.facts.max_tokens - entry.done, 1))
+        entry.remaining = (
+            entry.prompt_left * self.costs.per_prompt_token
+            + max(left / max(per_round, 1.0), 1.0) * self.costs.per_round
+        )
+        service = entry.remaining if entry.perceptible else entry.attained
+        entry.queue = queue = bisect_left(self._bounds, service)
+        if was != entry.perceptible or before != queue:
+            self.tally.shift(entry, before, was)
+        if entry.perceptible and entry.estimate is None and entry.rounds:
+            entry.estimate = (entry.remaining, entry.attained)
+        if entry.starved:
+            entry.key = (entry.priority, -1.0, entry.last_ran, 0.0, entry.number)
+        elif entry.perceptible:
+            entry.key = (entry.priority, queue, 1.0, entry.remaining, entry.number)
+        else:
+            entry.key = (entry.priority, queue, 0.0, 0.0, entry.number)
+
+
+def _key(entry: Entry) -> tuple[int, float, float, float, int]:
+    return entry.key

@@ -1,0 +1,74 @@
+"""Engine time: what a step cost each request in it, and what a round or a prompt token costs by experience.
+
+Service is counted in seconds and not in tokens, because with speculation a request's tokens do not all cost the same:
+a round of five accepted drafts takes as long as a round of none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+RequestId = str | int
+"""vLLM's name of a request, or a simulation's number."""
+
+
+class Progress(NamedTuple):
+    """What one request did in one step, or in several of them told at once."""
+
+    request_id: RequestId
+    prompt_tokens: int = 0
+    """Prompt tokens (or, after an eviction, tokens to recompute) that were run."""
+    rounds: int = 0
+    """Decoding rounds: passes that verified drafts, or produced a token without any."""
+    drafted: int = 0
+    accepted: int = 0
+    new_tokens: int = 0
+    rates: Sequence[float] = ()
+    """Acceptance rate of each of those rounds that had drafts, where they are more than one."""
+
+
+class CostAverages:
+    """Seconds charged per decoding round and per prompt token, as moving averages."""
+
+    __slots__ = ("_decoded", "_prefilled", "per_prompt_token", "per_round", "tokens_per_round")
+
+    WEIGHT = 0.01
+
+    def __init__(self) -> None:
+        self.per_round = 0.0
+        self.per_prompt_token = 0.0
+        self.tokens_per_round = 1.0
+        self._decoded = 0
+        self._prefilled = 0
+
+    def charge(self, step: Sequence[Progress], seconds: float) -> list[float]:
+        """Share the wall time of a step out by positions processed; the shares add up to it.
+
+        Returns:
+            Seconds for each entry of ``step``, in order.
+        """
+        total = 0
+        for one in step:
+            total += one.prompt_tokens + one.rounds + one.drafted
+        rate = seconds / total if total else 0.0
+        shares = []
+        decode_s, rounds, tokens, prompt = 0.0, 0, 0, 0
+        for one in step:
+            positions = one.rounds + one.drafted
+            shares.append(rate * (one.prompt_tokens + positions))
+            prompt += one.prompt_tokens
+            if one.rounds:
+                decode_s += rate * positions
+                rounds += one.rounds
+                tokens += one.new_tokens
+        if rounds:
+            self._decoded += 1
+            weight = max(1.0 / self._decoded, self.WEIGHT)
+            self.per_round += weight * (decode_s / rounds - self.per_round)
+            self.tokens_per_round += weight * (tokens / rounds - self.tokens_per_round)
+        if prompt:
+            self._prefilled += 1
+            weight = max(1.0 / self._prefilled, self.WEIGHT)
+            self.per_prompt_token += weight * (rate - self.per_prompt_token)
+        return shares

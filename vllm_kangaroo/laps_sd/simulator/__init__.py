@@ -1,0 +1,1 @@
+"""A discrete-event simulator that runs the same policy object as vLLM's scheduler does."""

@@ -1,0 +1,98 @@
+"""How long does an engine step take? A linear model, its coefficients fitted from measured steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_kangaroo.laps_sd.options import LapsSdError
+
+
+class StepRecord(BaseModel):
+    """One measured step of an engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float = Field(gt=0.0)
+    requests: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    """Positions run through the model, drafts included."""
+    kv_tokens: int = Field(ge=0)
+    """Positions whose keys and values are read, summed over requests."""
+    drafts: int = Field(default=0, ge=0)
+    """Drafting passes made one after another in the step, each over all requests that decode."""
+
+
+class StepTime(BaseModel):
+    """Seconds of a step: after SmartSpec (arXiv 2406.14066), verification and drafting are linear in the batch.
+
+    ``fixed + per_token·tokens + per_kv·kv_tokens + per_request·requests + drafts·(draft + draft_per_request·requests)``
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fixed: float = Field(ge=0.0)
+    per_token: float = Field(default=0.0, ge=0.0)
+    per_kv: float = Field(default=0.0, ge=0.0)
+    per_request: float = Field(default=0.0, ge=0.0)
+    draft: float = Field(default=0.0, ge=0.0)
+    draft_per_request: float = Field(default=0.0, ge=0.0)
+
+    def seconds(self, requests: int, tokens: int, kv_tokens: int, drafts: int) -> float:
+        """Of one step; the arguments as in :class:`StepRecord`."""
+        return (
+            self.fixed
+            + self.per_token * tokens
+            + self.per_kv * kv_tokens
+            + self.per_request * requests
+            + drafts * (self.draft + self.draft_per_request * requests)
+        )
+
+
+def fit(steps: Sequence[StepRecord]) -> StepTime:
+    """Least squares of the relative error, no coefficient below zero.
+
+    Raises:
+        LapsSdError: if there are fewer than 20 steps.
+    """
+    from scipy.optimize import nnls
+
+    if len(steps) < 20:
+        raise LapsSdError(f"a fit needs at least 20 measured steps, not {len(steps)}: record more.")
+    rows = np.array(
+        [(1, s.tokens, s.kv_tokens, s.requests, s.drafts, s.drafts * s.requests) for s in steps],
+        dtype=np.float64,
+    )
+    seconds = np.array([step.seconds for step in steps])
+    # Slow outliers, a page fault or another process, must not bend the model.
+    keep = np.ones(len(steps), dtype=bool)
+    found = np.zeros(rows.shape[1])
+    for _ in range(3):
+        scale = np.maximum(rows[keep].max(axis=0), 1.0)
+        found, _residual = nnls(rows[keep] / scale / seconds[keep, None], np.ones(int(keep.sum())))
+        found = found / scale
+        keep = seconds < 3.0 * np.maximum(rows @ found, 1e-9)
+        if keep.sum() < 20:
+            keep[:] = True
+    names = ("fixed", "per_token", "per_kv", "per_request", "draft", "draft_per_request")
+    return StepTime(**dict(zip(names, found.tolist(), strict=True)))
+
+
+def read_steps(file: Path) -> list[StepRecord]:
+    """Measured steps from a file of JSON lines, as ``step_log`` has the scheduler write it.
+
+    Raises:
+        LapsSdError: if a line is no step.
+    """
+    steps = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            steps.append(StepRecord.model_validate_json(line))
+        except ValidationError as error:
+            raise LapsSdError(
+                f"line {number} of {file} is not a measured step ({error.errors()[0]['msg']}): name a step log."
+            ) from error
+    return steps
