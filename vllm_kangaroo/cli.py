@@ -32,7 +32,7 @@ COMMANDS = {
         "vllm_kangaroo.training.cli:convert",
         "Convert an adapter of the original Kangaroo code.",
     ),
-    "bench": Entry("vllm_kangaroo.bench.cli:bench", "Measure speed and acceptance."),
+    "bench": Entry("vllm_kangaroo.bench.cli:bench_app", "Measure speed and acceptance."),
     "simulate": Entry(
         "vllm_kangaroo.laps_sd.simulator.cli:simulate",
         "Compare request schedulers on a simulated engine.",

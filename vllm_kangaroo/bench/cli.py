@@ -11,11 +11,18 @@ from rich.console import Console
 from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import measure, setup_of
+from vllm_kangaroo.bench.more import add_commands
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import print_result
+from vllm_kangaroo.options import OptionError
+
+bench_app = typer.Typer(invoke_without_command=True)
+add_commands(bench_app)
 
 
+@bench_app.callback()
 def bench(
+    ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Model to measure.", show_default="demo")] = "",
     method: Annotated[str, typer.Option(help="Method of drafting.")] = "kangaroo",
     adapter: Annotated[
@@ -53,6 +60,9 @@ def bench(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
 ) -> None:
     """Measure speed and acceptance against vLLM alone, on two warm engines in turns."""
+    if ctx.invoked_subcommand is not None:
+        _refuse_flags(ctx)
+        return
     console = Console(highlight=False)
     found = load_prompts(prompts or DEMO_PROMPTS)
     if verbose:
@@ -82,3 +92,14 @@ def bench(
     if json_file is not None:
         json_file.write_text(result.model_dump_json(indent=1) + "\n")
         console.print(f"figures written to {json_file}", soft_wrap=True)
+
+
+def _refuse_flags(ctx: typer.Context) -> None:
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = ctx.params[name]
+            raise OptionError(
+                f"--{name.replace('_', '-')} {flag} stands before {ctx.invoked_subcommand}, which has flags of its "
+                f"own: put it after."
+            )

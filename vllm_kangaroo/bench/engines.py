@@ -117,13 +117,17 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def engine(
-    settings: EngineSettings, speculative: dict[str, Any] | None = None, extension: str = ""
+    settings: EngineSettings,
+    speculative: dict[str, Any] | None = None,
+    extension: str = "",
+    **more: Any,
 ) -> Iterator[Any]:
     """A running ``LLM``, shut down at the end.
 
     Args:
         speculative: a ``speculative_config`` of ours; None for vLLM alone.
         extension: vLLM's ``worker_extension_cls``.
+        more: further arguments of ``LLM``.
 
     Raises:
         OptionError: if this package refuses the configuration.
@@ -131,7 +135,7 @@ def engine(
     """
     from vllm import LLM
 
-    arguments = settings.arguments() | {"worker_extension_cls": extension}
+    arguments = settings.arguments() | {"worker_extension_cls": extension} | more
     if speculative is not None:
         arguments["speculative_config"] = speculative
         arguments["per_request_spec_decode_metrics"] = "summary"

@@ -19,6 +19,10 @@ class LadderCost(BaseModel):
     """Of these, those that never reached the last tier: drafts that were trimmed."""
     verified: int
     """Positions that the last tier ran, prompts included."""
+    drafted: int
+    """Tokens drafted by tier 1."""
+    rounds: int
+    """Rounds of drafting, counted per request."""
     draft_steps: int
     draft_seconds: float
     draft_pass_seconds: float
@@ -30,7 +34,14 @@ class LadderCost(BaseModel):
         def each(name: str) -> tuple[int, ...]:
             return tuple(new - old for old, new in zip(before[name], after[name], strict=True))
 
-        one = ("verified", "draft_steps", "draft_seconds", "draft_pass_seconds")
+        one = (
+            "verified",
+            "drafted",
+            "rounds",
+            "draft_steps",
+            "draft_seconds",
+            "draft_pass_seconds",
+        )
         grown = {name: after[name] - before[name] for name in one}
         return cls(positions=each("positions"), dropped=each("dropped"), **grown)
 

@@ -34,17 +34,7 @@ def measure(
     Raises:
         PromptError: if no prompt fits the model.
     """
-    tokenizer = plain.get_tokenizer()
-    limit = plain.llm_engine.model_config.max_model_len
-    room = limit - setup.max_tokens
-    fitting = [prompt for prompt in prompts if len(encode(tokenizer, prompt)) <= room]
-    if not fitting:
-        raise PromptError(
-            f"--max-tokens {setup.max_tokens} leaves no room for any prompt in the {limit} tokens "
-            f"of {setup.model}: choose fewer."
-        )
-    chosen = evenly(fitting, num_prompts or len(fitting))
-    token_ids = [encode(tokenizer, prompt) for prompt in chosen]
+    chosen, token_ids, skipped = chosen_prompts(plain, prompts, num_prompts, setup)
     params = sampling(setup.temperature, setup.max_tokens, ignore_eos=True)
     together = setup.batch_size > 1
     warm = sampling(setup.temperature, min(WARM_UP_TOKENS, setup.max_tokens), ignore_eos=True)
@@ -66,9 +56,7 @@ def measure(
         equal = with_margins(plain, summary.equality(chosen, outputs), token_ids, outputs)
     figures = [one.figures() for one in outputs]
     return BenchResult(
-        setup=setup.model_copy(
-            update={"prompts": len(chosen), "skipped_too_long": len(prompts) - len(fitting)}
-        ),
+        setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
         rounds=figures,
         speedup=Spread.of(
             paired_ratios(
@@ -82,6 +70,31 @@ def measure(
         categories=summary.categories(chosen, outputs, equal),
         provenance=of_measurement(device()),
     )
+
+
+def chosen_prompts(
+    llm: Any, prompts: list[Prompt], count: int | None, setup: RunSetup
+) -> tuple[list[Prompt], list[list[int]], int]:
+    """Those of the prompts that leave room for the answer, ``count`` of them evenly.
+
+    Returns:
+        The prompts, their token ids, and how many of all were too long.
+
+    Raises:
+        PromptError: if no prompt fits the model.
+    """
+    tokenizer = llm.get_tokenizer()
+    limit = llm.llm_engine.model_config.max_model_len
+    room = limit - setup.max_tokens
+    fitting = [prompt for prompt in prompts if len(encode(tokenizer, prompt)) <= room]
+    if not fitting:
+        raise PromptError(
+            f"--max-tokens {setup.max_tokens} leaves no room for any prompt in the {limit} tokens "
+            f"of {setup.model}: choose fewer."
+        )
+    chosen = evenly(fitting, count or len(fitting))
+    token_ids = [encode(tokenizer, prompt) for prompt in chosen]
+    return chosen, token_ids, len(prompts) - len(fitting)
 
 
 def setup_of(

@@ -1,16 +1,22 @@
-"""The record of which exit chose each draft, against intermediate verifiers that are known to accept or reject."""
+"""What a worker can be asked about drafting, and told.
+
+The record of which exit chose each draft is held against intermediate verifiers that are known to accept or reject.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.e2e.engines import Engine, Engines
+from tests.e2e.engines import Engine, Engines, difference, tokens_of
 from tests.e2e.prompts import mixed
+from vllm_kangaroo.integration.inspection import Inspection
 from vllm_kangaroo.integration.record import DraftRecord
+from vllm_kangaroo.options import OptionError
 
 HISPEC = {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 3}
 PROMPTS = mixed()[:4]
@@ -70,3 +76,25 @@ def test_tokens_are_the_verifiers_where_it_rejects(
     (own,) = record.rounds.values()
     assert own
     assert {one for exits in own.values() for one in exits} == {exit_}
+
+
+def test_shorter_rounds_are_drafted_when_asked_for_and_change_no_token(ours: Engine) -> None:
+    worker: Any = SimpleNamespace(model_runner=ours.runner)
+    expected = tokens_of(ours.generate(PROMPTS))
+    for buffer, per_round in ((1, 1), (3, 1), (3, 3), (4, 2)):
+        Inspection.set_draft_lengths(worker, buffer, per_round)
+        ours.flush()
+        before = ours.ladder.counters.as_dict()
+        ours.proposer.record = record = DraftRecord()
+        assert tokens_of(ours.generate(PROMPTS)) == expected
+        ours.proposer.record = None
+        lengths = {len(exits) for own in record.rounds.values() for exits in own.values()}
+        assert max(lengths) == buffer
+        gain = difference(ours.ladder.counters.as_dict(), before)
+        assert gain["draft_steps"] > 0
+        if per_round == 1:  # every draft is checked by itself
+            assert gain["passes"][1] >= gain["draft_steps"]
+    with pytest.raises(OptionError, match="started for 4"):
+        Inspection.set_draft_lengths(worker, 5, 2)
+    with pytest.raises(OptionError, match="draft_tokens_per_round=3"):
+        Inspection.set_draft_lengths(worker, 2, 3)

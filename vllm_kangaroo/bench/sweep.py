@@ -1,0 +1,196 @@
+"""HiSpec over its exits and draft lengths: every point run in a real engine.
+
+One engine per pair of exits, started for the largest buffer; N_d and N_i are changed between its runs, which the
+engine reads anew each round (``Inspection.set_draft_lengths``). Each engine's points stand between two runs of vLLM
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, computed_field
+from rich.console import Console
+
+from vllm_kangaroo.bench import summary
+from vllm_kangaroo.bench.engines import device, engine, telling
+from vllm_kangaroo.bench.generation import sampling
+from vllm_kangaroo.bench.ladder_cost import LadderCost
+from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
+from vllm_kangaroo.bench.options import SweepOptions
+from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
+from vllm_kangaroo.bench.results import RunSetup, Speed
+from vllm_kangaroo.bench.rounds import RoundOutputs, run_pass, run_turns
+from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.integration.inspection import INSPECTION
+from vllm_kangaroo.options import OptionError
+from vllm_kangaroo.provenance import Provenance, of_measurement
+
+SINGLE_LAYER = 0
+"""In the place of an intermediate exit: none."""
+
+
+class Lengths(BaseModel):
+    """N_d and N_i; N_d is None in single-layer speculation."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens_per_round: int | None
+    num_speculative_tokens: int
+
+
+class Point(BaseModel):
+    """One (Ld, Li, N_d, N_i)."""
+
+    draft_exit: int
+    verify_exit: int
+    """0 in single-layer speculation."""
+    lengths: Lengths
+    speeds: list[Speed]
+    """Of each round."""
+    plain: list[Speed]
+    """Of vLLM alone, before and after this engine's points."""
+    acceptance: Acceptance
+    """Of the buffer, by the full model."""
+    ladder: LadderCost
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def speedup(self) -> Spread:
+        """Over vLLM alone, both of its runs taken together."""
+        plain = sum(self.plain, Speed()).tokens_per_second
+        return Spread.of([one.tokens_per_second / plain for one in self.speeds])
+
+
+class Sweep(BaseModel):
+    """One run of ``vllm-kangaroo bench sweep``."""
+
+    setup: RunSetup
+    confidence_threshold: float
+    points: list[Point]
+    provenance: Provenance
+
+    def best(self, *, single_layer: bool) -> Point | None:
+        """The fastest point with, or without, an intermediate exit."""
+        among = [one for one in self.points if (one.verify_exit == SINGLE_LAYER) == single_layer]
+        return max(among, key=lambda one: one.speedup.median, default=None)
+
+
+def exit_pairs(draft_exits: Sequence[int], verify_exits: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs (Ld, Li) in increasing order; single-layer speculation pairs with every draft exit.
+
+    Raises:
+        OptionError: if none is left.
+    """
+    found = [
+        (draft, verify)
+        for draft in sorted(set(draft_exits))
+        for verify in sorted(set(verify_exits))
+        if verify > draft or verify == SINGLE_LAYER
+    ]
+    if not found:
+        raise OptionError(
+            f"--verify-exits {max(verify_exits)} is not above any of --draft-exits {min(draft_exits)}: choose exits "
+            f"in increasing order."
+        )
+    return found
+
+
+def lengths_of(
+    verify_exit: int, draft_tokens: Sequence[int], speculative_tokens: Sequence[int]
+) -> list[Lengths]:
+    """The pairs (N_d, N_i) in which a round fits the buffer."""
+    per_round: list[int | None] = [None]
+    if verify_exit != SINGLE_LAYER:
+        per_round = [*sorted(set(draft_tokens))]
+    return [
+        Lengths(tokens_per_round=few, num_speculative_tokens=buffer)
+        for few in per_round
+        for buffer in sorted(set(speculative_tokens))
+        if few is None or few <= buffer
+    ]
+
+
+def config_of(draft_exit: int, verify_exit: int, most: int, threshold: float) -> dict[str, Any]:
+    """The ``speculative_config`` of one engine, for buffers of up to ``most`` tokens."""
+    exits: dict[str, Any] = {"verify_exit_layer": verify_exit, "draft_tokens_per_round": 1}
+    if verify_exit == SINGLE_LAYER:
+        exits = {"intermediate_verification": False}
+    return {
+        "method": "hispec",
+        "draft_exit_layer": draft_exit,
+        "num_speculative_tokens": most,
+        "confidence_threshold": threshold,
+        **exits,
+    }
+
+
+def sweep(options: SweepOptions, console: Console) -> Sweep:
+    """Run all points."""
+    settings = options.settings()
+    prompts = load_prompts(options.prompts or DEMO_PROMPTS)
+    pairs = exit_pairs(options.draft_exits, options.verify_exits)
+    with telling(console, "starting vLLM alone"), engine(settings) as plain:
+        setup = run_setup(
+            settings, plain, options.batch_size, options.max_tokens, options.temperature
+        )
+        chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
+        points: list[Point] = []
+        for draft_exit, verify_exit in pairs:
+            config = config_of(
+                draft_exit,
+                verify_exit,
+                max(options.speculative_tokens),
+                options.confidence_threshold,
+            )
+            what = f"exits {draft_exit} and {verify_exit}" if verify_exit else f"exit {draft_exit}"
+            with telling(console, what), engine(settings, config, INSPECTION) as drafting:
+                points += _points(plain, drafting, (draft_exit, verify_exit), token_ids, options)
+    return Sweep(
+        setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
+        confidence_threshold=options.confidence_threshold,
+        points=points,
+        provenance=of_measurement(device()),
+    )
+
+
+def _points(
+    plain: Any,
+    drafting: Any,
+    exits: tuple[int, int],
+    token_ids: list[list[int]],
+    options: SweepOptions,
+) -> Iterator[Point]:
+    params = sampling(options.temperature, options.max_tokens, ignore_eos=True)
+    together = options.batch_size > 1
+    lengths = lengths_of(exits[1], options.draft_tokens, options.speculative_tokens)
+    for llm in (plain, drafting):
+        run_pass(llm, token_ids[: options.batch_size], params, together=together)
+    alone = _alone(plain, token_ids, params, together)
+    found = []
+    for one in lengths:
+        drafting.collective_rpc("set_draft_lengths", kwargs=one.model_dump())
+        before = drafting.collective_rpc("early_exit_counters")[0]
+        rounds = [
+            run_pass(drafting, token_ids, params, together=together) for _ in range(options.rounds)
+        ]
+        after = drafting.collective_rpc("early_exit_counters")[0]
+        found.append((one, rounds, LadderCost.between(before, after)))
+    alone += _alone(plain, token_ids, params, together)
+    for one, rounds, cost in found:
+        outputs = [RoundOutputs(each, each, drafting_first=False) for each in rounds]
+        yield Point(
+            draft_exit=exits[0],
+            verify_exit=exits[1],
+            lengths=one,
+            speeds=[each.total for each in rounds],
+            plain=alone,
+            acceptance=summary.acceptance(outputs),
+            ladder=cost,
+        )
+
+
+def _alone(plain: Any, token_ids: list[list[int]], params: Any, together: bool) -> list[Speed]:
+    [turn] = run_turns({"plain": plain}, token_ids, params, 1, together=together)
+    return [turn["plain"].total]
