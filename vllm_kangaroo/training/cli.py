@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from vllm_kangaroo.training.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.flags import ManyFiles, from_options
 from vllm_kangaroo.training.options import AdapterTrainingOptions
 
@@ -22,13 +24,17 @@ def _train() -> None:
 def _train_adapter(options: AdapterTrainingOptions) -> None:
     from vllm_kangaroo.training.train_adapter import train_adapter
 
+    _resumable(lambda console: train_adapter(options, console), "adapter", options.out)
+
+
+def _resumable(run: Callable[[Console], Any], what: str, out: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     try:
-        train_adapter(options, console)
+        run(console)
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {options.out}")
+        console.print(f"interrupted; the same command goes on from {out}")
         raise typer.Exit(130) from None
-    console.print(f"adapter written to {options.out}")
+    console.print(f"{what} written to {out}")
 
 
 train_app.command("adapter", cls=ManyFiles)(
@@ -36,6 +42,21 @@ train_app.command("adapter", cls=ManyFiles)(
         AdapterTrainingOptions,
         _train_adapter,
         "Train Kangaroo adapters of a frozen model; interrupt and repeat at will.",
+    )
+)
+
+
+def _train_exits(options: ExitTrainingOptions) -> None:
+    from vllm_kangaroo.training.train_exits import train_exits
+
+    _resumable(lambda console: train_exits(options, console), "model", options.out)
+
+
+train_app.command("exits", cls=ManyFiles)(
+    from_options(
+        ExitTrainingOptions,
+        _train_exits,
+        "Train a model, or train one on, so that it can draft at its early exits (LayerSkip).",
     )
 )
 

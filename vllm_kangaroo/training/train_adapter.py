@@ -6,14 +6,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressBar
 
 from vllm_kangaroo.ladder.adapter import save_adapter
 from vllm_kangaroo.ladder.adapter_config import CONFIG_FILE, AdapterConfig
@@ -22,6 +14,7 @@ from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Figures, Prog
 from vllm_kangaroo.training.curve import Row, write_curve
 from vllm_kangaroo.training.on_policy import answer_data
 from vllm_kangaroo.training.options import AdapterTrainingOptions
+from vllm_kangaroo.training.progress import progress_bar
 from vllm_kangaroo.training.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.target import Target
 from vllm_kangaroo.training.training_data import SPLIT, hashes, load_tokenizer, load_windows
@@ -88,7 +81,7 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
         write_curve(options.out, rows, DRAWN)
         return figures
 
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("", total=steps, loss=0.0, seen="")
 
         def after_step(progress: Progress) -> None:
@@ -175,18 +168,6 @@ def _rows(trainer: AdapterTrainer, figures: Figures) -> list[Row]:
         }
         for exit_layer, each in figures.items()
     ]
-
-
-def _bar(console: Console) -> ProgressBar:
-    return ProgressBar(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[seen]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _describe(figures: dict[str, float]) -> str:
