@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, tokens_of
+from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from tests.e2e.reference import Reference, check_rounds, watch
 from vllm_kangaroo import demo_adapter, demo_model
@@ -62,6 +63,20 @@ def test_chunked_prefill(drafter: Drafter, expected: list[list[list[int]]]) -> N
     assert tokens_of(outputs) == expected
     assert gain.counters["dropped"][0] > 0, "no draft was trimmed"
     drafter.check(rounds, threshold=0.0)
+
+
+def test_log_probabilities_in_pieces(engines: Engines, drafter: Drafter) -> None:
+    """Those of a prompt are gathered over the steps of its prefill, in which other requests draft."""
+    prompts, options = mixed()[:8], {"prompt_logprobs": 2, "logprobs": 2, "max_tokens": 12}
+    expected = engines.plain().generate(prompts, **options)
+    engine = drafter.engine(threshold=0.0, **SMALL_STEPS)
+    with engine.drafting():
+        outputs = engine.generate(prompts, **options)
+    assert tokens_of(outputs) == tokens_of(expected)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert len(theirs.prompt_logprobs) == len(theirs.prompt_token_ids)
+        assert_close_logprobs(ours.prompt_logprobs, theirs.prompt_logprobs)
+        assert_close_logprobs(ours.outputs[0].logprobs, theirs.outputs[0].logprobs)
 
 
 def test_prefix_caching(drafter: Drafter, expected: list[list[list[int]]]) -> None:

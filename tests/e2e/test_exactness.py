@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 
 from tests.e2e.engines import FP32, Engine, Engines, endings, sampling, tokens_of
+from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import demo_adapter
 
@@ -108,22 +108,6 @@ def test_nothing_is_drafted_that_could_not_be_used(
     drafted = kangaroo.ladder.counters.drafted - before
     assert drafted <= drafts * len(expected) * 2
     assert (drafted > 0) == (drafts > 0)
-
-
-def by_rank(position: Any) -> list[tuple[int, float]]:
-    """Tokens and log probabilities of one position, best first."""
-    return sorted(((t, found.logprob) for t, found in position.items()), key=lambda each: -each[1])
-
-
-def assert_close_logprobs(got: Sequence[Any], expected: Sequence[Any]) -> None:
-    assert len(got) == len(expected)
-    for ours, theirs in zip(got, expected, strict=True):
-        if theirs is None:  # the first token of a prompt has none
-            assert ours is None
-            continue
-        ours, theirs = by_rank(ours), by_rank(theirs)
-        assert [value for _, value in ours] == pytest.approx([v for _, v in theirs], abs=2e-4)
-        assert {token for token, _ in ours} == {token for token, _ in theirs}
 
 
 def test_logprobs(engines: Engines, kangaroo: Engine) -> None:
