@@ -115,12 +115,15 @@ def draft_chain(
     alive = list(range(len(drafters.token_ids)))
     input_ids = torch.tensor(drafters.token_ids, dtype=torch.int32, device=device)
     step = 0
+    kept: list[State] = []
+    places: list[Tensor] = []
     with attention.chain(drafters.rows, drafters.starts, steps) as chain:
         while True:
             entered = perf_counter()
             state, token, confidence = draft_pass(input_ids, chain.positions)
             in_pass += perf_counter() - entered
-            store.put(at[step], state)
+            kept.append(state)
+            places.append(at[step])
             going = _note(drafts, drafters, alive, token.tolist(), confidence.tolist(), threshold)
             step += 1
             if not going:
@@ -134,6 +137,7 @@ def draft_chain(
                 token = token.index_select(0, on_device)
             chain.advance()
             input_ids = token
+    store.put(torch.cat(places), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)))
     lengths = np.array([len(tokens) for tokens in drafts.token_ids], dtype=np.int64)
     ladder.drafted(drafters.slots, drafters.starts, lengths, step)
     for slot, start, first, tokens in zip(

@@ -41,6 +41,12 @@ class PagedAttention:
             self._scheduled = None
 
     @contextmanager
+    def drafting(self) -> Iterator[None]:
+        """Passes outside vLLM's own forward context run within this one, entered once for all of a round."""
+        with set_forward_context({}, self.runner.vllm_config, num_tokens=0, slot_mapping={}):
+            yield
+
+    @contextmanager
     def over(self, spans: Spans) -> Iterator[Tensor]:
         """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
         if self._scheduled is not None and spans.same(self._scheduled[0]):
@@ -68,19 +74,18 @@ class PagedAttention:
             common.slot_mapping = self.to_device(slots + offset)
             self.build(gid, common, metadata)
             slot_mapping.update(dict.fromkeys(group.layer_names, common.slot_mapping))
-        with set_forward_context(
-            metadata, self.runner.vllm_config, num_tokens=spans.tokens, slot_mapping=slot_mapping
-        ):
+        context = get_forward_context()
+        outer = context.attn_metadata, context.slot_mapping
+        context.attn_metadata, context.slot_mapping = metadata, slot_mapping
+        try:
             yield positions
+        finally:
+            context.attn_metadata, context.slot_mapping = outer
 
     @contextmanager
     def chain(self, rows: IntArray, starts: IntArray, steps: int) -> Iterator[DraftChain]:
         """See :class:`vllm_kangaroo.drafting.kangaroo.ChainAttention`."""
-        # The context is entered once a round; a chain changes what is in it from step to step.
-        with set_forward_context(
-            {}, self.runner.vllm_config, num_tokens=len(rows), slot_mapping={}
-        ):
-            yield DraftChain(self, get_forward_context(), rows, starts, steps)
+        yield DraftChain(self, get_forward_context(), rows, starts, steps)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """A host array as a tensor where the model runs."""

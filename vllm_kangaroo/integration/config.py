@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from vllm.config import CUDAGraphMode, ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
@@ -14,6 +15,8 @@ logger = init_logger(__name__)
 
 PLAN_KEY = "vllm_kangaroo"
 PROPOSER = "vllm_kangaroo.integration.proposer.EarlyExitProposer"
+DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round"}
+"""Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
 WORKERS = {
     "cpu": "vllm_kangaroo.integration.worker.EarlyExitCPUWorker",
     "cuda": "vllm_kangaroo.integration.worker.EarlyExitGPUWorker",
@@ -27,6 +30,17 @@ class EarlyExitVllmConfig(VllmConfig):
     def num_lookahead_tokens(self) -> int:
         """KV slots past the scheduled tokens that drafting writes."""
         return self.num_speculative_tokens
+
+    def compute_hash(self) -> str:
+        """vLLM's key of compiled code, in which of the plan only what shapes the compiled passes counts."""
+        plan = {
+            key: value
+            for key, value in self.additional_config[PLAN_KEY].items()
+            if key not in DRAFTING_ONLY
+        }
+        twin = copy.copy(self)
+        twin.additional_config = self.additional_config | {PLAN_KEY: plan}
+        return VllmConfig.compute_hash(twin)
 
 
 def plan_of(vllm_config: VllmConfig) -> EarlyExitPlan:
@@ -150,7 +164,7 @@ def speculative_config(
 
 
 def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
-    """Put the plan into the engine config, which carries it to every process and counts it in its hash.
+    """Put the plan into the engine config, which carries it to every process.
 
     Raises:
         OptionError: if ``additional_config`` is not a dictionary.

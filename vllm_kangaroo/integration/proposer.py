@@ -82,7 +82,7 @@ class EarlyExitProposer:
         self._top = self._compiled(tiers.TopPass, len(ranges) - 1, tier=ranges[-1])
         self.ladder = Ladder(
             lambda input_ids, positions: self._bottom(input_ids, positions)[0],
-            [partial(self._run_middle, run) for run in self._middle],
+            [partial(self._run_middle, at) for at in range(len(self._middle))],
             lambda positions, state: self._top(positions, *state, *self._pad),
             width=self.plan.num_speculative_tokens + 1,
             device=self.vllm_config.device_config.device,
@@ -142,8 +142,11 @@ class EarlyExitProposer:
                 check(positions[some], *(part[some].clone() for part in state), *self._pad)
             state = middle(positions, state)
         hidden = self.ladder.top(positions, state)
-        for run in (self._bottom, self._draft, *self._middle, *self._check, self._top):
-            tiers.skip_guards(run)
+        if every_pass:
+            self._bottom, self._draft = tiers.direct(self._bottom), tiers.direct(self._draft)
+            self._middle = [tiers.direct(run) for run in self._middle]
+            self._check = [tiers.direct(run) for run in self._check]
+            self._top = tiers.direct(self._top)
         return hidden
 
     def forward(
@@ -156,26 +159,27 @@ class EarlyExitProposer:
     def draft(self, drafters: Drafters) -> list[list[int]]:
         """Draft for some requests of the batch: their draft tokens, in the drafters' order."""
         plan = self.plan
-        if plan.tokens_per_round is None:
-            drafts = kangaroo.draft(
-                self.ladder, drafters, self._draft, self.attention, plan.confidence_threshold
-            )
-        else:
-            drafts = hispec.draft(
-                self.ladder,
-                drafters,
-                self._draft,
-                lambda positions, state: self._check[0](positions, *state, *self._pad),
-                self.attention,
-                tokens_per_round=plan.tokens_per_round,
-                threshold=plan.confidence_threshold,
-            )
+        with self.attention.drafting():
+            if plan.tokens_per_round is None:
+                drafts = kangaroo.draft(
+                    self.ladder, drafters, self._draft, self.attention, plan.confidence_threshold
+                )
+            else:
+                drafts = hispec.draft(
+                    self.ladder,
+                    drafters,
+                    self._draft,
+                    lambda positions, state: self._check[0](positions, *state, *self._pad),
+                    self.attention,
+                    tokens_per_round=plan.tokens_per_round,
+                    threshold=plan.confidence_threshold,
+                )
         if self.record is not None:
             self.record.note(self.attention.runner.input_batch, drafters, drafts)
         return drafts.token_ids
 
-    def _run_middle(self, run: Any, positions: Tensor, state: State) -> State:
-        return cast(State, run(positions, *state, *self._pad)[0])
+    def _run_middle(self, at: int, positions: Tensor, state: State) -> State:
+        return cast(State, self._middle[at](positions, *state, *self._pad)[0])
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """vLLM's hook for drafters without hidden states; the runner drafts through :meth:`draft` instead."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 from vllm.forward_context import get_forward_context
+from vllm.v1.outputs import SamplerOutput
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
+from vllm_kangaroo.integration import greedy
 from vllm_kangaroo.integration.proposer import EarlyExitProposer
 from vllm_kangaroo.ladder.spans import Spans
 
@@ -25,6 +27,16 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     """
 
     drafter: EarlyExitProposer
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # vLLM's profiling and warm-up call the model itself. They are to compile and measure the tiers, not the
+        # uncut model, which is never run.
+        model = self.get_model()
+        model.forward = self._model_forward
+        try:
+            return super()._dummy_run(*args, **kwargs)
+        finally:
+            del model.forward
 
     def _model_forward(
         self,
@@ -54,6 +66,13 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         # CPU where a request then sets top_k alone.
         if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
             spec_decode_metadata = None
+        elif spec_decode_metadata is not None and greedy.serves(
+            self.input_batch.sampling_metadata, self.device
+        ):
+            assert logits is not None
+            return SamplerOutput(
+                sampled_token_ids=greedy.verify(logits, spec_decode_metadata), logprobs_tensors=None
+            )
         return super()._sample(logits, spec_decode_metadata)
 
     def propose_draft_token_ids(

@@ -69,6 +69,11 @@ SEAMS: tuple[Seam, ...] = (
         "The scheduler must keep KV slots for drafts, which vLLM does not do for custom_class.",
     ),
     Seam(
+        "vllm.config:VllmConfig.compute_hash",
+        "overridden",
+        "Draft length and threshold change no compiled pass, so they stay out of the compile cache's key.",
+    ),
+    Seam(
         "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
         "called",
         "Instantiates our proposer in the runner; its load_model(target) is where the model is cut.",
@@ -81,10 +86,37 @@ SEAMS: tuple[Seam, ...] = (
         ("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
     ),
     Seam(
+        f"{RUNNER}._dummy_run",
+        "overridden",
+        "Profiling and warm-up call the model itself: within it they climb the ladder, so that its passes are compiled.",
+    ),
+    Seam(
         f"{RUNNER}._sample",
         "overridden",
-        "A batch without drafts takes the plain sampler: the rejection sampler fails there if only top_k is set.",
+        "A batch without drafts takes the plain sampler: the rejection sampler fails there if only top_k is set. "
+        "On a CPU, plain greedy requests are verified without the rejection sampler, which is slow there.",
         ("logits", "spec_decode_metadata"),
+    ),
+    Seam(
+        "vllm.v1.sample.metadata:SamplingMetadata",
+        "called",
+        "Tells which batches are greedy and ask for nothing else.",
+        (
+            "all_greedy",
+            "no_penalties",
+            "max_num_logprobs",
+            "logprob_token_ids",
+            "allowed_token_ids_mask",
+            "bad_words_token_ids",
+            "logitsprocs",
+            "thinking_budget_state_holder",
+        ),
+    ),
+    Seam(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+        "called",
+        "The drafts of such a batch, and where each request's logits lie.",
+        ("draft_token_ids", "num_draft_tokens"),
     ),
     Seam(
         "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",

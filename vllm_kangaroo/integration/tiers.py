@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
@@ -209,13 +210,15 @@ def compiled(base: type[_Pass], label: str, vllm_config: VllmConfig, **parts: An
     return cast(_Pass, decorated(vllm_config=vllm_config, **parts))
 
 
-def skip_guards(run: Any) -> None:
-    """Stop a pass that was just compiled from evaluating guards it does not have.
+def direct(run: Any) -> Any:
+    """What to call in place of a pass that has run once: its compiled function, or the pass itself if it runs eagerly.
 
-    vLLM drops all guards, and does this itself when it loads a compiled pass from its cache; after a fresh compile
-    every call would still bind its arguments for them, which a short pass feels.
+    vLLM drops all guards. Around a compiled function it still binds the arguments for them after a fresh compile,
+    and enters a context for CUDA graphs, which early-exit passes do not capture: a short pass feels both.
     """
     compiled_fn = getattr(run, "aot_compiled_fn", None)
-    evaluate = run.vllm_config.compilation_config.dynamic_shapes_config.evaluate_guards
-    if compiled_fn is not None and not evaluate:
-        compiled_fn.disable_guard_check()
+    if compiled_fn is None:
+        return run
+    if run.vllm_config.compilation_config.dynamic_shapes_config.evaluate_guards:
+        return run
+    return partial(compiled_fn.fn, run)

@@ -167,7 +167,7 @@ class Ladder:
                     tail.lengths
                 )
                 input_ids = input_ids.index_select(0, torch.from_numpy(flat).to(input_ids.device))
-            with attention.over(tail.pick(present)) as positions:
+            with attention.over(tail if present.all() else tail.pick(present)) as positions:
                 state = self.bottom(input_ids, positions)
             self._count(0, tail.tokens, spans.tokens)
         else:
