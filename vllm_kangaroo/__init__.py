@@ -4,10 +4,20 @@ Importing this package is cheap: nothing of torch or vLLM is loaded until it is 
 """
 
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "demo_adapter", "demo_model"]
+__all__ = ["LapsSdScheduler", "__version__", "demo_adapter", "demo_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """``LapsSdScheduler``, which needs vLLM, is imported when it is asked for."""
+    if name == "LapsSdScheduler":
+        from vllm_kangaroo.integration.laps_sd_scheduler import LapsSdScheduler
+
+        return LapsSdScheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def demo_model() -> str:

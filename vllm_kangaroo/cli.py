@@ -33,6 +33,10 @@ COMMANDS = {
         "Convert an adapter of the original Kangaroo code.",
     ),
     "bench": Entry("vllm_kangaroo.bench.cli:bench_app", "Measure speed and acceptance."),
+    "replay": Entry(
+        "vllm_kangaroo.bench.replay_cli:replay_command",
+        "Compare request schedulers on a real engine.",
+    ),
     "simulate": Entry(
         "vllm_kangaroo.laps_sd.simulator.cli:simulate",
         "Compare request schedulers on a simulated engine.",

@@ -16,6 +16,7 @@ def register() -> None:
     """
     if ARG_UTILS not in sys.modules and multiprocessing.parent_process() is not None:
         return
-    from vllm_kangaroo.integration.arguments import install
+    from vllm_kangaroo.integration import arguments, laps_sd_frontend
 
-    install()
+    arguments.install()
+    laps_sd_frontend.install()

@@ -38,6 +38,7 @@ class Finding:
 
 
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
 SEAMS: tuple[Seam, ...] = (
     Seam(
@@ -232,6 +233,94 @@ SEAMS: tuple[Seam, ...] = (
         "called",
         "Names the layer to that operation.",
         ("layer_name",),
+    ),
+    Seam(
+        f"{SCHEDULER}.schedule",
+        "overridden",
+        "LAPS-SD arranges the running list and the waiting queue before each step; both loops are vLLM's own.",
+        ("throttle_prefills",),
+    ),
+    Seam(
+        f"{SCHEDULER}.update_from_output",
+        "overridden",
+        "LAPS-SD accounts for each step before vLLM takes its results in.",
+        ("scheduler_output", "model_runner_output"),
+    ),
+    Seam(
+        f"{SCHEDULER}._preempt_request",
+        "overridden",
+        "LAPS-SD hears of requests that lose their KV.",
+        ("request", "timestamp", "drop_stale_output"),
+    ),
+    Seam(
+        f"{SCHEDULER}._free_request",
+        "overridden",
+        "LAPS-SD hears of requests that end, and learns from their lengths.",
+        ("request", "delay_free_blocks"),
+    ),
+    Seam(
+        f"{SCHEDULER}._handle_stopped_request",
+        "overridden",
+        "Streaming sessions that wait for more input leave the policy.",
+        ("request",),
+    ),
+    Seam(
+        f"{SCHEDULER}._handle_blocked_waiting_request",
+        "called",
+        "Tells when a grammar is compiled and its request may run.",
+        ("request",),
+    ),
+    Seam(
+        f"{SCHEDULER}.get_request_counts",
+        "overridden",
+        "Paused requests are unfinished: without them the engine would stop stepping.",
+    ),
+    Seam(
+        f"{SCHEDULER}.make_stats",
+        "overridden",
+        "Paused requests are deferred; LAPS-SD's own figures travel in num_kv_fetch_reqs_by_stage.",
+    ),
+    Seam(
+        f"{SCHEDULER}.reset_prefix_cache",
+        "overridden",
+        "Paused requests hold blocks too.",
+        ("reset_running_requests", "reset_connector"),
+    ),
+    Seam(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler",
+        "subclassed",
+        "The same under asynchronous scheduling.",
+        ("_update_after_schedule",),
+    ),
+    Seam(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots",
+        "wrapped",
+        "When no blocks are left, paused requests give theirs before running ones do.",
+        ("request",),
+    ),
+    Seam(
+        "vllm.v1.core.sched.request_queue:RequestQueue",
+        "subclassed",
+        "The waiting queue shows only what the policy has chosen.",
+        ("peek_request", "pop_request", "prepend_request", "prepend_requests", "remove_requests"),
+    ),
+    Seam(
+        "vllm.v1.engine.input_processor:InputProcessor._validate_params",
+        "wrapped",
+        "A wrong hint of the answer's length is refused for that request alone.",
+        ("params",),
+    ),
+    Seam(
+        "vllm.v1.metrics.loggers:PrometheusStatLogger.record",
+        "wrapped",
+        "LAPS-SD's figures are taken out of the stats and become metrics.",
+        ("scheduler_stats", "engine_idx"),
+    ),
+    Seam(
+        "vllm.v1.metrics.stats:SchedulerStats",
+        "called",
+        "The only thing that reaches the front end from the scheduler's process.",
+        ("num_kv_fetch_reqs_by_stage", "num_running_reqs", "num_skipped_waiting_reqs"),
     ),
 )
 

@@ -25,6 +25,7 @@ class Entry:
         "key",
         "last_ran",
         "law",
+        "look_again",
         "number",
         "perceptible",
         "priority",
@@ -34,6 +35,7 @@ class Entry:
         "request_id",
         "rounds",
         "running",
+        "sinks_at",
         "started",
         "starved",
         "tokens",
@@ -76,6 +78,10 @@ class Entry:
         self.queue = 0
         self.starved = False
         self.front_until = 0.0
+        self.look_again = 0
+        """Rounds after which its place is worked out anew."""
+        self.sinks_at = 0.0
+        """Attained seconds after which it is in a lower queue."""
         self.running = False
         self.version = 0
         self.key: Key = (priority, 0.0, 0.0, 0.0, number)

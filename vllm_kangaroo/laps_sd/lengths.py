@@ -45,6 +45,9 @@ class LengthPredictor(Protocol):
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """A request has finished by itself with that many tokens."""
 
+    def save(self) -> None:
+        """Keep what has been learnt, if there is a place for it."""
+
 
 class PointLaw:
     """A length that somebody claims to know.
@@ -154,6 +157,9 @@ class EmpiricalLengths:
                 self._gain = 1.0
             self._law = BinnedLaw(self._weights)
 
+    def save(self) -> None:
+        """It is learnt again soon enough."""
+
     def shares(self) -> NDArray[np.float64]:
         """Of each bin, adding up to 1."""
         weights = np.array(self._weights)
@@ -178,6 +184,9 @@ class OracleLengths:
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """There is nothing to learn."""
 
+    def save(self) -> None:
+        """There is nothing to keep."""
+
 
 class HintedLengths:
     """The client's hint where there is one, and another predictor where there is none."""
@@ -192,6 +201,10 @@ class HintedLengths:
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """Hinted requests teach as much as others."""
         self.otherwise.learn(facts, output_tokens)
+
+    def save(self) -> None:
+        """Of the other predictor."""
+        self.otherwise.save()
 
 
 HINT_KEY = "expected_output_tokens"

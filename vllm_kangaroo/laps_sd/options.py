@@ -94,6 +94,11 @@ class LapsSdOptions(BaseModel):
         description="Where the learner is saved every few hundred requests and at shutdown, and read from at start-up. "
         "Default: it starts empty.",
     )
+    step_log: str | None = Field(
+        default=None,
+        description="File to which every engine step's time and size are appended, for `vllm-kangaroo simulate "
+        "--steps`. Default: none.",
+    )
 
 
 def parse_options(given: Any) -> LapsSdOptions:

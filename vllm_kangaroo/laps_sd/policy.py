@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from math import inf
 
 from vllm_kangaroo.laps_sd.acceptance import AcceptancePrior
-from vllm_kangaroo.laps_sd.entry import Entry
+from vllm_kangaroo.laps_sd.entry import Entry, Key
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
 from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.laps_sd.queues import ReadyQueue
@@ -30,6 +31,9 @@ class LapsSdPolicy:
 
     Times are in seconds of one clock of the host's, which never goes back.
     """
+
+    PATIENCE = 0.1
+    """Share of the rounds that are left, after which a running perceptible request is looked at again."""
 
     def __init__(self, options: LapsSdOptions, predictor: LengthPredictor) -> None:
         self.options = options
@@ -144,6 +148,26 @@ class LapsSdPolicy:
             self._running.remove(entry)
             self._stop(entry)
 
+    def adopt(self, request_id: RequestId) -> None:
+        """The host runs a request that was not chosen; it counts among those that run."""
+        entry = self._entries[request_id]
+        if not entry.running:
+            self._ready.discard(entry)
+            entry.running = True
+            self._running.append(entry)
+
+    def rank(self, request_id: RequestId) -> Key:
+        """Where a request stands; the larger, the less urgent."""
+        return self._entries[request_id].key
+
+    def outranks(self, request_id: RequestId, other: RequestId) -> bool:
+        """Whether a request may take the place of another that runs."""
+        return self._preempts(self._entries[request_id], self._entries[other])
+
+    def save(self) -> None:
+        """Keep what has been learnt of lengths, where the options say."""
+        self.predictor.save()
+
     def evicted(self, request_id: RequestId, tokens: int) -> None:
         """A request has lost its KV and must run that many tokens again before it goes on."""
         self._entries[request_id].prompt_left = tokens
@@ -157,6 +181,9 @@ class LapsSdPolicy:
             entry = self._entries.get(one.request_id)
             if entry is None:
                 continue
+            if not entry.started:
+                entry.started = True
+                self.tally.waits.append(max(now - seconds - entry.arrived, 0.0))
             entry.attained += share
             entry.last_ran = now
             entry.prompt_left -= one.prompt_tokens
@@ -172,8 +199,15 @@ class LapsSdPolicy:
                 elif one.drafted:
                     rate = one.accepted / one.drafted
                     entry.acceptance.add(rate, options.window, options.drift_sigmas)
-            if entry.starved and now >= entry.front_until and entry.running:
+            woken = entry.starved and now >= entry.front_until
+            if woken and entry.running:
                 entry.starved = False
+            elif (
+                entry.rounds < entry.look_again
+                and entry.attained <= entry.sinks_at
+                and entry.running
+            ):
+                continue  # it can hardly have moved
             if entry.running:
                 self._place(entry)
             else:  # chosen away while the step was in flight
@@ -205,14 +239,12 @@ class LapsSdPolicy:
 
     def _start(self, entry: Entry, now: float) -> None:
         entry.running = True
-        if not entry.started:
-            entry.started = True
-            self.tally.waits.append(now - entry.arrived)
         if entry.starved:
             entry.front_until = now + self.options.front_s
 
     def _stop(self, entry: Entry) -> None:
         entry.running = False
+        self._place(entry)
         self._ready.push(entry)
 
     def _set_bounds(self) -> None:
@@ -247,7 +279,16 @@ class LapsSdPolicy:
             + max(left / max(per_round, 1.0), 1.0) * self.costs.per_round
         )
         service = entry.remaining if entry.perceptible else entry.attained
-        entry.queue = queue = bisect_left(self._bounds, service)
+        bounds = self._bounds
+        entry.queue = queue = bisect_left(bounds, service)
+        if entry.perceptible:
+            entry.look_again = entry.rounds + max(
+                1, int(left / max(per_round, 1.0) * self.PATIENCE)
+            )
+            entry.sinks_at = inf
+        else:
+            entry.look_again = entry.rounds + max(1, min(options.window, entry.rounds) // 4)
+            entry.sinks_at = bounds[queue] if queue < len(bounds) else inf
         if was != entry.perceptible or before != queue:
             self.tally.shift(entry, before, was)
         if entry.perceptible and entry.estimate is None and entry.rounds:
@@ -260,5 +301,5 @@ class LapsSdPolicy:
             entry.key = (entry.priority, queue, 0.0, 0.0, entry.number)
 
 
-def _key(entry: Entry) -> tuple[int, float, float, float, int]:
+def _key(entry: Entry) -> Key:
     return entry.key

@@ -68,6 +68,9 @@ class _Frozen:
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         pass
 
+    def save(self) -> None:
+        pass
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -1,0 +1,145 @@
+"""LAPS-SD in the real engine: the tokens are those of vLLM's own scheduler, whatever was paused or evicted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.e2e.engines import KANGAROO, Engine, Engines
+from tests.e2e.prompts import QUESTIONS, chat, mixed
+from vllm_kangaroo.laps_sd.options import LapsSdError
+
+CLASS = "vllm_kangaroo.LapsSdScheduler"
+# Bands of a millisecond: a request sinks with every step, and any newcomer pre-empts it.
+EAGER = {"base_threshold_s": 1e-3, "max_wait_s": 0.5, "front_s": 0.05, "predictor": "empirical"}
+SMALL: dict[str, Any] = {"max_num_seqs": 3, "num_gpu_blocks_override": 20}
+METHODS: dict[str, Any] = {
+    "none": None,
+    "kangaroo": KANGAROO,
+    "hispec": {"method": "hispec", "draft_exit_layer": 2, "verify_exit_layer": 4},
+    "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3},
+}
+
+
+def laps(engines: Engines, method: str, **arguments: Any) -> Engine:
+    given = SMALL | {"scheduler_cls": CLASS, "additional_config": {"laps_sd": EAGER}} | arguments
+    if METHODS[method] is not None:
+        given["speculative_config"] = METHODS[method]
+    return engines.get(**given)
+
+
+def length(number: int) -> int:
+    return 6 + (number * 37) % 60
+
+
+def waves(engine: Engine) -> list[list[int]]:
+    """Sixteen requests, two every few steps; their tokens."""
+    ended: dict[str, list[int]] = {}
+    for number, prompt in enumerate(mixed()):
+        engine.submit(str(number), prompt, max_tokens=length(number), ignore_eos=True)
+        if number % 2:
+            for _ in range(4):
+                ended |= engine.step()
+    ended |= engine.finish()
+    return [ended[str(number)] for number in range(len(mixed()))]
+
+
+@pytest.fixture(scope="module")
+def expected(engines: Engines) -> list[list[int]]:
+    found = waves(engines.plain())
+    assert len({len(tokens) for tokens in found}) > 8, "lengths do not differ"
+    return found
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_output_is_that_of_first_come_first_served(
+    engines: Engines, expected: list[list[int]], method: str
+) -> None:
+    engine = laps(engines, method)
+    scheduler = engine.core.scheduler
+    pauses, evictions, totals = scheduler.pauses, scheduler.evictions, engine.totals.preempted
+    drafted, accepted = engine.totals.drafted, engine.totals.accepted
+    assert waves(engine) == expected
+    assert scheduler.pauses > pauses + 5, "nothing was paused"
+    assert scheduler.evictions > evictions, "nothing was pre-empted"
+    assert engine.totals.preempted > totals
+    if method != "none":
+        assert engine.totals.drafted > drafted
+        assert engine.totals.accepted > accepted
+    assert not scheduler.paused
+    assert len(scheduler.laps) == 0
+
+
+def test_metrics(engines: Engines) -> None:
+    engine = laps(engines, "ngram")  # the newest: they share one registry
+
+    def figures() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric in engine.llm.get_metrics():
+            if metric.name.startswith("vllm:laps_sd_"):
+                value = getattr(metric, "value", None)
+                found[metric.name] = found.get(metric.name, 0) + (
+                    metric.count if value is None else value
+                )
+        return found
+
+    before, pauses = figures(), engine.core.scheduler.pauses
+    waves(engine)
+    engine.flush()
+    after = figures()
+    assert (
+        after["vllm:laps_sd_pauses"] - before["vllm:laps_sd_pauses"]
+        == engine.core.scheduler.pauses - pauses
+    )
+    assert after["vllm:laps_sd_wait_seconds"] - before["vllm:laps_sd_wait_seconds"] >= 16
+    assert after["vllm:laps_sd_true_service_seconds"] > before["vllm:laps_sd_true_service_seconds"]
+    assert after["vllm:laps_sd_requests"] == 0
+    assert after["vllm:laps_sd_paused_requests"] == 0
+
+
+def test_hints_order_requests_and_wrong_ones_are_refused(engines: Engines) -> None:
+    engine = laps(engines, "kangaroo")
+    good = {"expected_output_tokens": 5}
+    (output,) = engine.generate([chat(QUESTIONS[0])], max_tokens=5, extra_args=good)
+    assert len(output.outputs[0].token_ids) <= 5
+    for wrong in (-1, 6, "five"):
+        with pytest.raises(LapsSdError, match="expected_output_tokens="):
+            engine.submit(
+                "x", chat(QUESTIONS[0]), max_tokens=5, extra_args={"expected_output_tokens": wrong}
+            )
+    assert engine.finish() == {}
+
+
+def test_wrong_options_are_refused_at_start(engines: Engines) -> None:
+    with pytest.raises(LapsSdError, match=r"no key 'queue'"):
+        engines.get(scheduler_cls=CLASS, additional_config={"laps_sd": {"queue": 3}})
+
+
+def test_structured_output_beside_others(engines: Engines) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    engine = laps(engines, "kangaroo")
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    before = engine.core.scheduler.pauses
+    ended: dict[str, Any] = {}
+
+    def look() -> None:
+        for output in engine.llm.llm_engine.step():
+            if output.finished:
+                ended[output.request_id] = output.outputs[0]
+
+    for number in range(12):
+        form = StructuredOutputsParams(json=schema) if number % 2 else None
+        engine.submit(str(number), chat(QUESTIONS[number]), max_tokens=60, structured_outputs=form)
+        look()
+        look()
+    while engine.llm.llm_engine.has_unfinished_requests():
+        look()
+    for number in range(1, 12, 2):
+        if ended[str(number)].finish_reason == "stop":
+            assert isinstance(json.loads(ended[str(number)].text)["n"], int)
+        else:
+            assert ended[str(number)].text.lstrip().startswith("{")
+    assert engine.core.scheduler.pauses > before

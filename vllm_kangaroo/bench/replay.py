@@ -1,0 +1,157 @@
+"""The same stream of requests, arriving by the clock, on a real engine under two schedulers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, computed_field
+
+from vllm_kangaroo.bench.statistics import Spread
+from vllm_kangaroo.laps_sd.learned import LearnedLengths
+from vllm_kangaroo.laps_sd.lengths import RequestFacts
+from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+
+SCHEDULER = "vllm_kangaroo.LapsSdScheduler"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Requests and the seconds at which they arrive."""
+
+    requests: Sequence[TraceRequest]
+    arrivals: NDArray[np.float64]
+
+
+class Run(BaseModel):
+    """How the requests of a stream fared under one scheduler."""
+
+    mean_latency_s: float
+    p50_latency_s: float
+    p90_latency_s: float
+    p99_latency_s: float
+    seconds: float
+    """From the first arrival to the last end."""
+    tokens: int
+
+
+class Pair(BaseModel):
+    """One stream under both schedulers, one after the other."""
+
+    laps_sd_first: bool
+    fcfs: Run
+    laps_sd: Run
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def ratio(self) -> float:
+        """Mean latency of LAPS-SD over that of vLLM's scheduler."""
+        return self.laps_sd.mean_latency_s / self.fcfs.mean_latency_s
+
+
+class ReplayResult(BaseModel):
+    """One run of ``vllm-kangaroo replay``."""
+
+    settings: dict[str, Any]
+    capacity_requests_per_s: float
+    """Of vLLM's scheduler, all requests of the stream given at once."""
+    pairs: list[Pair]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def ratio(self) -> Spread:
+        """Of mean latencies, over the pairs."""
+        return Spread.of([pair.ratio for pair in self.pairs])
+
+
+def poisson(requests: Sequence[TraceRequest], rate: float, seed: int) -> Stream:
+    """Arrivals of a Poisson process of ``rate`` requests a second."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / rate, len(requests))
+    return Stream(requests, np.cumsum(gaps))
+
+
+def usable(
+    trace: Sequence[TraceRequest], max_model_len: int, max_tokens: int
+) -> list[TraceRequest]:
+    """Those that fit the model, in order."""
+    return [
+        each
+        for each in trace
+        if each.output_tokens <= max_tokens
+        and len(each.prompt_token_ids) + each.output_tokens < max_model_len
+    ]
+
+
+def teach(earlier: Sequence[TraceRequest], max_tokens: int, file: Path) -> None:
+    """A predictor that has served these requests, saved."""
+    learner = LearnedLengths(file=file)
+    for each in earlier:
+        facts = RequestFacts(len(each.prompt_token_ids), max_tokens, each.prompt_token_ids)
+        learner.learn(facts, each.output_tokens)
+    learner.save()
+
+
+def capacity(llm: Any, requests: Sequence[TraceRequest]) -> float:
+    """Requests a second, when all are there from the start."""
+    run = replay(llm, Stream(requests, np.zeros(len(requests))), "capacity")
+    return len(requests) / run.seconds
+
+
+def replay(llm: Any, stream: Stream, name: str) -> Run:
+    """Feed the engine by the clock until all requests have ended.
+
+    Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
+    knows nothing but a generous ``max_tokens``, and learns nothing from it.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    engine = llm.llm_engine
+    most = llm.model_config.max_model_len
+    count = len(stream.requests)
+    ended = np.zeros(count)
+    got = [0] * count
+    following, left = 0, count
+    start = time.perf_counter()
+    while left:
+        now = time.perf_counter() - start
+        while following < count and stream.arrivals[following] <= now:
+            request = stream.requests[following]
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=most - len(request.prompt_token_ids),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+            engine.add_request(f"{name}-{following}", prompt, params)
+            following += 1
+        if not engine.has_unfinished_requests():
+            time.sleep(max(stream.arrivals[following] - (time.perf_counter() - start), 0.0))
+            continue
+        for output in engine.step():
+            at = int(output.request_id.rpartition("-")[2])
+            got[at] += len(output.outputs[0].token_ids)
+            if not ended[at] and got[at] >= stream.requests[at].output_tokens:
+                ended[at] = time.perf_counter() - start
+                left -= 1
+                if not output.finished:
+                    engine.abort_request([output.request_id])
+    while engine.has_unfinished_requests():
+        engine.step()
+    latency = ended - stream.arrivals
+    p50, p90, p99 = np.quantile(latency, [0.5, 0.9, 0.99]).tolist()
+    return Run(
+        mean_latency_s=float(latency.mean()),
+        p50_latency_s=p50,
+        p90_latency_s=p90,
+        p99_latency_s=p99,
+        seconds=float(ended.max() - stream.arrivals[0]),
+        tokens=sum(got),
+    )

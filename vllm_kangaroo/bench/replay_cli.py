@@ -1,0 +1,105 @@
+"""``vllm-kangaroo replay``: LAPS-SD against vLLM's scheduler on a real engine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vllm_kangaroo import demo_model
+from vllm_kangaroo.bench.replay import (
+    SCHEDULER,
+    Pair,
+    ReplayResult,
+    capacity,
+    poisson,
+    replay,
+    teach,
+    usable,
+)
+from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
+
+
+def replay_command(
+    model: Annotated[str, typer.Option(help="Model to serve.", show_default="demo")] = "",
+    method: Annotated[
+        str, typer.Option(help="kangaroo, hispec, or none for no drafts.")
+    ] = "kangaroo",
+    load: Annotated[float, typer.Option(help="Share of the measured capacity asked for.")] = 0.8,
+    batch_size: Annotated[int, typer.Option(min=1, help="max_num_seqs of both engines.")] = 4,
+    requests: Annotated[int, typer.Option(min=2, help="Length of the stream.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each scheduler, in turns.")] = 2,
+    max_tokens: Annotated[int, typer.Option(help="Leave out longer answers of the trace.")] = 512,
+    max_model_len: Annotated[int, typer.Option(help="As in vLLM.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="As for simulate.", show_default="a small one")
+    ] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Compile neither engine.")] = False,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, ... or auto.")] = "bfloat16",
+    step_log: Annotated[
+        Path | None, typer.Option(help="Write LAPS-SD's steps here, for simulate --steps.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """Replay a stream of requests on a real engine, under vLLM's scheduler and under LAPS-SD."""
+    console = Console(highlight=False)
+    found = usable(read_trace(trace or DEFAULT_TRACE), max_model_len, max_tokens)
+    earlier, later = found[: len(found) // 2], found[len(found) // 2 :]
+    if len(later) < requests:
+        raise LapsSdError(
+            f"requests={requests} is more than the trace's later half has: ask for {len(later)}."
+        )
+    later = later[:requests]
+    settings: dict[str, Any] = {
+        "model": model or demo_model(),
+        "dtype": dtype,
+        "enforce_eager": eager,
+        "max_num_seqs": batch_size,
+        "max_model_len": max_model_len,
+    }
+    if method != "none":
+        settings["speculative_config"] = {"method": method}
+    from vllm import LLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        knowledge = Path(folder) / "lengths.npz"
+        teach(earlier, max_model_len, knowledge)
+        options: dict[str, Any] = {"predictor_file": str(knowledge)}
+        if step_log is not None:
+            options["step_log"] = str(step_log)
+        fcfs = LLM(**settings)
+        ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
+        engines = {"fcfs": fcfs, "laps_sd": ours}
+        for name, llm in engines.items():
+            replay(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
+        rate = capacity(fcfs, later[: max(requests // 3, 2)])
+        console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
+        pairs = []
+        for number in range(rounds):
+            stream = poisson(later, load * rate, seed + number)
+            order = ["fcfs", "laps_sd"][:: 1 if number % 2 == 0 else -1]
+            runs = {name: replay(engines[name], stream, f"{name}{number}") for name in order}
+            pairs.append(Pair(laps_sd_first=order[0] == "laps_sd", **runs))
+            pair = pairs[-1]
+            console.print(
+                f"mean latency {pair.fcfs.mean_latency_s:.2f} s with vLLM's scheduler, {pair.laps_sd.mean_latency_s:.2f} "
+                f"s with LAPS-SD: {pair.ratio:.2f}x; 99th percentile {pair.fcfs.p99_latency_s:.2f} s and "
+                f"{pair.laps_sd.p99_latency_s:.2f} s"
+            )
+        for llm in engines.values():
+            llm.llm_engine.engine_core.shutdown()
+    shown = settings | {"model": Path(settings["model"]).name, "load": load, "requests": requests}
+    result = ReplayResult(settings=shown, capacity_requests_per_s=rate, pairs=pairs)
+    console.print(
+        f"ratio of mean latencies: {result.ratio.median:.2f} ({result.ratio.low:.2f} to {result.ratio.high:.2f})"
+    )
+    if json_file is not None:
+        json_file.write_text(result.model_dump_json(indent=1) + "\n")
+        console.print(f"figures written to {json_file}", soft_wrap=True)

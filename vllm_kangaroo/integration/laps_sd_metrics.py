@@ -1,0 +1,126 @@
+"""LAPS-SD's figures, from the scheduler's process to Prometheus and ``llm.get_metrics()``.
+
+The scheduler may run in a process of its own, from which only vLLM's ``SchedulerStats`` reach the front end, decoded
+as exactly that class. Ours travel in its one open dictionary of counts, and are taken out before vLLM reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+
+PREFIX = "laps_sd."
+MICRO = 1e6
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+class StatsPacker:
+    """Puts what the policy has counted since the last step into the stats of a step."""
+
+    def __init__(self, policy: LapsSdPolicy) -> None:
+        self._tally = policy.tally
+        self._sent: dict[str, int] = {}
+
+    def pack(self, stats: Any, paused: int, pauses: int, evictions: int) -> None:
+        """Gauges as they are, counters as what they gained, observations one by one in microseconds."""
+        tally = self._tally
+        out: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
+        out[PREFIX + "paused"] = paused
+        for queue, (unknown, known) in enumerate(tally.queued):
+            out[f"{PREFIX}queue.{queue}.non_perceptible"] = unknown
+            out[f"{PREFIX}queue.{queue}.perceptible"] = known
+        counts = {
+            "pauses": pauses,
+            "evictions": evictions,
+            "preemptions": tally.preemptions,
+            "starved": tally.starved,
+        }
+        for name, value in counts.items():
+            out[f"{PREFIX}count.{name}"] = value - self._sent.get(name, 0)
+        self._sent = counts
+        for at, seconds in enumerate(tally.waits):
+            out[f"{PREFIX}wait.{at}"] = int(seconds * MICRO)
+        for at, (estimated, true) in enumerate(tally.estimates):
+            out[f"{PREFIX}estimated.{at}"] = int(estimated * MICRO)
+            out[f"{PREFIX}true.{at}"] = int(true * MICRO)
+        tally.waits.clear()
+        tally.estimates.clear()
+
+
+class LapsSdProm:
+    """The metrics, in vLLM's style.
+
+    Args:
+        logger: vLLM's ``PrometheusStatLogger``, whose metric classes and labels are used.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        labels = ["model_name", "engine"]
+        self._values = logger.per_engine_labelvalues
+
+        def make(
+            kind: Any, name: str, text: str, more: tuple[str, ...] = (), **options: Any
+        ) -> Any:
+            return kind(
+                name=f"vllm:laps_sd_{name}",
+                documentation=text,
+                labelnames=[*labels, *more],
+                **options,
+            )
+
+        gauge, counter, histogram = logger._gauge_cls, logger._counter_cls, logger._histogram_cls
+        live: dict[str, Any] = {"multiprocess_mode": "mostrecent"}
+        self._requests = make(
+            gauge, "requests", "Requests by queue and state.", ("queue", "state"), **live
+        )
+        self._paused = make(gauge, "paused_requests", "Requests paused with their KV kept.", **live)
+        self._counts = {
+            "pauses": make(counter, "pauses", "Times a request was paused with its KV kept."),
+            "evictions": make(
+                counter, "evictions", "Times a request had to give up its KV blocks."
+            ),
+            "preemptions": make(
+                counter,
+                "preemptions",
+                "Times a more urgent request took the place of a running one.",
+            ),
+            "starved": make(
+                counter, "starved", "Times a request went to the front after max_wait_s."
+            ),
+        }
+        self._times = {
+            "wait": make(
+                histogram,
+                "wait_seconds",
+                "Seconds from arrival to the first step.",
+                buckets=SECONDS,
+            ),
+            "estimated": make(
+                histogram,
+                "estimated_service_seconds",
+                "Engine seconds still to come, as estimated when a request became perceptible.",
+                buckets=SECONDS,
+            ),
+            "true": make(
+                histogram,
+                "true_service_seconds",
+                "Engine seconds that came after that estimate.",
+                buckets=SECONDS,
+            ),
+        }
+
+    def take(self, stats: Any, engine: int) -> None:
+        """Take our figures out of a step's stats."""
+        found: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
+        labels = self._values[engine]
+        for key in [key for key in found if key.startswith(PREFIX)]:
+            value, (name, *rest) = found.pop(key), key.removeprefix(PREFIX).split(".")
+            if name == "paused":
+                self._paused.labels(*labels).set(value)
+            elif name == "queue":
+                self._requests.labels(*labels, *rest).set(value)
+            elif name == "count":
+                self._counts[rest[0]].labels(*labels).inc(value)
+            else:
+                self._times[name].labels(*labels).observe(value / MICRO)
