@@ -40,11 +40,13 @@ def test_help_loads_nothing_heavy():
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for name in ("demo", "train", "enlarge", "convert", "bench", "doctor"):
+    for name in ("demo", "train", "enlarge", "convert", "profile", "bench", "doctor"):
         assert name in run.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "enlarge", "convert", "bench", "doctor"])
+@pytest.mark.parametrize(
+    "name", ["demo", "train", "enlarge", "convert", "profile", "bench", "doctor"]
+)
 def test_every_command_is_there(name: str):
     result = CliRunner().invoke(cli.app, [name, "--help"])
     assert result.exit_code == 0, result.output

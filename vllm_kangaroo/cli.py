@@ -32,6 +32,9 @@ COMMANDS = {
         "vllm_kangaroo.training.cli:convert",
         "Convert an adapter of the original Kangaroo code.",
     ),
+    "profile": Entry(
+        "vllm_kangaroo.profile.cli:profile", "Find the settings that make a model fastest here."
+    ),
     "bench": Entry("vllm_kangaroo.bench.cli:bench_app", "Measure speed and acceptance."),
     "replay": Entry(
         "vllm_kangaroo.bench.replay_cli:replay_command",
@@ -93,7 +96,7 @@ def load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         around.add_typer(found, name=name)
     else:
-        around.command(name)(found)
+        around.command(name, cls=getattr(found, "command_class", None))(found)
     return typer.main.get_group(around).commands[name]
 
 

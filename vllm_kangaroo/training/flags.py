@@ -47,6 +47,7 @@ def from_options(
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = doc
+    command.command_class = ManyFiles  # type: ignore[attr-defined]
     return command
 
 

@@ -11,7 +11,6 @@ and a run that is killed loses no more than a chunk of them.
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import time
@@ -22,8 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vllm_kangaroo.training.documents import DataError, Document, read_rows, rendered_prompt
+from vllm_kangaroo.training.documents import DataError
 from vllm_kangaroo.training.options import AdapterTrainingOptions
+from vllm_kangaroo.training.prompts import draw_prompts
 from vllm_kangaroo.training.state import ResumeError
 
 ANSWERS_FILE = "on_policy.jsonl"
@@ -96,35 +96,13 @@ def _check(path: Path, identity: dict[str, Any]) -> None:
 
 def _prompts(options: AdapterTrainingOptions) -> tuple[list[list[int]], list[dict[str, Any]]]:
     """Token ids of the prompts, and the rows that hold nothing to answer."""
-    from transformers import AutoConfig
-
-    from vllm_kangaroo.training.training_data import load_tokenizer
-
-    tokenizer = load_tokenizer(options.model)
-    config = AutoConfig.from_pretrained(options.model, local_files_only=True).get_text_config()
-    room = config.max_position_embeddings - options.on_policy_tokens
-    chosen = random.Random(options.seed)
-    prompts: list[list[int]] = []
-    kept: list[dict[str, Any]] = []
-    for where, row in read_rows(options.data):
-        if isinstance(row, str):
-            kept.append({"text": row})
-            continue
-        if isinstance(row, Document):
-            raise DataError(f"{where} is an answer already; train on it without --on-policy")
-        turns = [at for at, message in enumerate(row) if message["role"] == "user"]
-        if not turns:
-            raise DataError(f"{where} has no turn of a user's to answer; remove the row")
-        text = rendered_prompt(row[: chosen.choice(turns) + 1], where, tokenizer)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(ids) <= room:
-            prompts.append(ids)
-    if not prompts:
+    found = draw_prompts(options.data, options.model, options.seed, options.on_policy_tokens)
+    if not found.prompts:
         raise DataError(
             f"the data hold no conversation that leaves room for --on-policy-tokens "
             f"{options.on_policy_tokens}; give conversations, or leave out --on-policy"
         )
-    return prompts, kept
+    return found.prompts, [{"text": text} for text in found.texts]
 
 
 def _whole_chunks(part: Path, identity: dict[str, Any]) -> int:

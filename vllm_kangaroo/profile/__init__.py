@@ -1,0 +1,1 @@
+"""Which exits and settings make a given model fastest on the machine at hand."""

@@ -1,0 +1,62 @@
+"""The figures of one profile, as they are printed and written."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from vllm_kangaroo.profile.costs import CostModel, HeadCost
+from vllm_kangaroo.profile.search import Prediction
+from vllm_kangaroo.provenance import Provenance
+
+
+class ExitFigures(BaseModel):
+    """One exit head."""
+
+    exit_layer: int
+    adapter: str | None
+    agreement: float
+    """Top-1 agreement with the whole model on held-out text."""
+    acceptance: float
+    """``Σ_x min(p_target, p_draft)`` on held-out text: expected acceptance at temperature 1."""
+    own_agreement: float
+    """Top-1 agreement along the model's own greedy answers."""
+    draft_seconds: float
+    kangaroo: Prediction
+    hispec: Prediction | None
+
+
+class Verification(BaseModel):
+    """The best settings, run."""
+
+    predicted: Prediction
+    """On the prompts run, which had no part in the choice."""
+    speedup: float
+    acceptance_length: float
+
+    @property
+    def error(self) -> float:
+        """Of the predicted speed-up, as a share of the measured one."""
+        return self.predicted.speedup / self.speedup - 1
+
+
+class ProfileResult(BaseModel):
+    """One run of ``vllm-kangaroo profile``."""
+
+    model: str
+    layers: int
+    dtype: str
+    mode: str
+    """``compiled`` or ``eager``: how the engines ran whose passes were timed."""
+    prompts: int
+    tokens: int
+    costs: CostModel
+    adapter_costs: dict[str, HeadCost]
+    exits: list[ExitFigures]
+    best: Prediction
+    verification: Verification | None
+    provenance: Provenance
+
+    def best_of(self, method: str) -> Prediction | None:
+        """The fastest setting of a method."""
+        found = [getattr(each, method) for each in self.exits]
+        return max(filter(None, found), key=lambda each: each.speedup, default=None)

@@ -1,0 +1,272 @@
+"""``vllm-kangaroo profile``: from a model and held-out text to the best settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vllm_kangaroo.bench.engines import EngineSettings, device, telling
+from vllm_kangaroo.profile.costs import (
+    CostModel,
+    EngineTimes,
+    HeadCost,
+    fit,
+    head_cost,
+    with_checks,
+)
+from vllm_kangaroo.profile.heads import Head, Reader, heads_of
+from vllm_kangaroo.profile.options import ProfileOptions
+from vllm_kangaroo.profile.plot import draw
+from vllm_kangaroo.profile.replay import Record
+from vllm_kangaroo.profile.report import print_profile
+from vllm_kangaroo.profile.results import ExitFigures, ProfileResult, Verification
+from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo, predict
+from vllm_kangaroo.profile.timing import Stopwatch
+from vllm_kangaroo.provenance import of_measurement
+from vllm_kangaroo.training.documents import DataError, read_documents
+from vllm_kangaroo.training.prompts import draw_prompts
+from vllm_kangaroo.training.target import Target, TargetError
+from vllm_kangaroo.training.training_data import hashes, load_tokenizer
+from vllm_kangaroo.training.windows import Windows, pack
+
+_WINDOW = 256
+_TEXT_PROMPT = 64  # tokens of a plain text that are given as a prompt
+_CANDIDATES = 8
+
+Prompts = Sequence[Sequence[int]]
+
+
+def profile(options: ProfileOptions, console: Console) -> ProfileResult:
+    """Measure, predict, write ``profile.json`` and ``profile.png``, and print.
+
+    Raises:
+        TargetError, DataError, AdapterError: a model, data or an adapter that cannot be used.
+        EngineStartError: vLLM could not start.
+    """
+    hashes(options.data)
+    layers = _layers(options)
+    heads = heads_of(candidates(options, layers), options.adapter)
+    prompts = _prompts(options)
+    half = len(prompts) // 2
+    choosing, checking = prompts[:half], prompts[half:]
+    settings = EngineSettings(
+        model=options.model, dtype=options.dtype, eager=options.eager, max_num_seqs=1
+    )
+    with ExitStack() as stack:
+        with telling(console, "starting vLLM alone"):
+            watch = Stopwatch(settings, options.tokens, options.repeats)
+            stack.enter_context(watch)
+        answers, costs, adapter_costs = _time(options, watch, heads, layers, choosing, console)
+        with telling(console, "reading the exits with transformers"):
+            read = _Exits(options, heads)
+            text = read.reader.measure(read.windows)
+            records = read.record(choosing, answers)
+        exits = [
+            _figures(each, heads, records, text[each.name], costs, adapter_costs, options)
+            for each in heads
+        ]
+        found = [p for each in exits for p in (each.kangaroo, each.hispec) if p is not None]
+        best = max(found, key=lambda each: each.speedup)
+        verification = None
+        if options.verify:
+            with telling(console, "verifying the best settings"):
+                verification = _verify(best, watch, heads, checking, read, costs, adapter_costs)
+    result = ProfileResult(
+        model=settings.name,
+        layers=layers,
+        dtype=options.dtype,
+        mode="eager" if options.eager else "compiled",
+        prompts=len(choosing),
+        tokens=sum(len(each) for each in answers),
+        costs=costs,
+        adapter_costs=adapter_costs,
+        exits=exits,
+        best=best,
+        verification=verification,
+        provenance=of_measurement(device()),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    text_out = result.model_dump_json(indent=1) + "\n"
+    (options.out / "profile.json").write_text(text_out, encoding="utf-8")
+    draw(result, options.out / "profile.png")
+    print_profile(result, options.model, console)
+    console.print(f"figures and plot written to {options.out}")
+    return result
+
+
+def candidates(options: ProfileOptions, layers: int) -> list[int]:
+    """Exits to look at: those asked for, or up to eight of the first half, early ones first.
+
+    Raises:
+        TargetError: an exit that is not inside the model.
+    """
+    for layer in options.exit_layer:
+        if not 1 <= layer < layers:
+            raise TargetError(
+                f"--exit-layer {layer} is outside the model's {layers} layers; give 1 to {layers - 1}"
+            )
+    if options.exit_layer:
+        return sorted(set(options.exit_layer))
+    deepest = max(1, layers // 2)
+    if deepest <= _CANDIDATES:
+        return list(range(1, deepest + 1))
+    ratio = deepest ** (1 / (_CANDIDATES - 1))
+    return sorted({max(at + 1, round(ratio**at)) for at in range(_CANDIDATES)})
+
+
+def _layers(options: ProfileOptions) -> int:
+    from transformers import AutoConfig
+
+    if not Path(options.model).is_dir():
+        raise TargetError(f"--model '{options.model}' is no directory; give a local checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(options.model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise TargetError(f"--model '{options.model}' cannot be loaded ({first})") from None
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _prompts(options: ProfileOptions) -> list[list[int]]:
+    """Evenly spaced over the data; openings of texts where there are too few conversations."""
+    drawn = draw_prompts(options.data, options.model, options.seed, options.tokens)
+    found = drawn.prompts
+    if len(found) < options.prompts:
+        tokenizer = load_tokenizer(options.model)
+        openings = (tokenizer(text[:2000], verbose=False)["input_ids"] for text in drawn.texts)
+        found = found + [ids[:_TEXT_PROMPT] for ids in openings if len(ids) > _TEXT_PROMPT]
+    if len(found) < 4:
+        raise DataError(
+            f"the data hold {len(found)} prompts, and 4 are the fewest to profile with; give more "
+            "conversations or texts"
+        )
+    count = min(options.prompts, len(found))
+    # Every other one goes to each half, so that both hold the same mix.
+    chosen = [found[at * len(found) // count] for at in range(count)]
+    return chosen[::2] + chosen[1::2]
+
+
+def _time(
+    options: ProfileOptions,
+    watch: Stopwatch,
+    heads: Sequence[Head],
+    layers: int,
+    prompts: Prompts,
+    console: Console,
+) -> tuple[list[list[int]], CostModel, dict[str, HeadCost]]:
+    """Time engines that draft without a threshold; returns vLLM's answers and the costs."""
+    with telling(console, "timing vLLM alone"):
+        answers, plain = watch.alone(prompts)
+
+    def run(what: str, config: dict[str, Any]) -> EngineTimes:
+        with telling(console, f"timing {what}"):
+            return watch.drafting(config, prompts, plain.seconds)[0]
+
+    def kangaroo(drafts: int, **which: Any) -> EngineTimes:
+        config = {"num_speculative_tokens": drafts, "confidence_threshold": 0.0, **which}
+        where = ", ".join(f"{key} {value}" for key, value in which.items())
+        return run(f"{drafts} drafts, {where}", {"method": "kangaroo", **config})
+
+    exits = [head.exit_layer for head in heads if head.adapter is None]
+    low, high, most = exits[0], exits[-1], options.max_drafts
+    one, many = kangaroo(1, exit_layer=low), kangaroo(most, exit_layer=low)
+    deep = (high, kangaroo(most, exit_layer=high)) if high > low else None
+    costs = fit(layers, len(prompts), plain, (low, one), (low, many), deep)
+    if high > low:
+        config = {
+            "method": "hispec",
+            "draft_exit_layer": low,
+            "verify_exit_layer": high,
+            "draft_tokens_per_round": 2,
+            "num_speculative_tokens": 4,
+        }
+        times = run(f"HiSpec, exits {low} and {high}", config)
+        costs = with_checks(costs, plain.first_seconds, (low, high), times)
+    adapters = {
+        head.name: head_cost(
+            costs, plain.first_seconds, head.exit_layer, kangaroo(most, model=str(head.adapter))
+        )
+        for head in heads
+        if head.adapter is not None
+    }
+    return answers, costs, adapters
+
+
+class _Exits:
+    """The exit heads in transformers, and the text they are read on."""
+
+    def __init__(self, options: ProfileOptions, heads: Sequence[Head]) -> None:
+        exits = sorted({head.exit_layer for head in heads})
+        dtype = getattr(torch, options.dtype)
+        target = Target.load(options.model, exits, dtype, options.device)
+        self.reader = Reader(target, heads, options.dtype, options.device)
+        self.tokens = options.tokens
+        tokenizer = load_tokenizer(options.model)
+        ends = target.model.generation_config.eos_token_id
+        self.stop_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        documents = list(read_documents(options.data, tokenizer))
+        length = min(_WINDOW, max(8, sum(len(each.ids) for each in documents)))
+        windows = pack(documents, length, options.seed)
+        self.windows = Windows(windows.ids[: options.windows], windows.counted[: options.windows])
+
+    def record(self, prompts: Prompts, answers: Sequence[Sequence[int]]) -> list[Record]:
+        """See `Reader.record`."""
+        return self.reader.record(prompts, answers, self.tokens, self.stop_ids)
+
+
+def _figures(
+    head: Head,
+    heads: Sequence[Head],
+    records: Sequence[Record],
+    text: dict[str, float],
+    costs: CostModel,
+    adapter_costs: dict[str, HeadCost],
+    options: ProfileOptions,
+) -> ExitFigures:
+    cost = adapter_costs.get(head.name)
+    same = [each.guesses[head.name].token_ids == each.target for each in records]
+    exits = [each.exit_layer for each in heads if each.adapter is None]
+    middle = head.adapter is None and costs.check_base is not None
+    return ExitFigures(
+        exit_layer=head.exit_layer,
+        adapter=None if head.adapter is None else head.adapter.resolve().name,
+        agreement=text["top1_agreement"],
+        acceptance=text["expected_acceptance"],
+        own_agreement=sum(int(each.sum()) for each in same) / max(sum(map(len, same)), 1),
+        draft_seconds=costs.draft(head.exit_layer) if cost is None else cost.draft,
+        kangaroo=best_kangaroo(costs, records, head, cost, options.max_drafts),
+        hispec=best_hispec(costs, records, head, exits, options.max_drafts) if middle else None,
+    )
+
+
+def _verify(
+    best: Prediction,
+    watch: Stopwatch,
+    heads: Sequence[Head],
+    prompts: Prompts,
+    read: _Exits,
+    costs: CostModel,
+    adapter_costs: dict[str, HeadCost],
+) -> Verification:
+    """Run the best settings and vLLM alone on prompts that had no part in the choice."""
+    config = best.speculative_config
+    answers, plain = watch.alone(prompts)
+    drafting, ratio = watch.drafting(config, prompts, plain.seconds)
+    adapter = config.get("model")
+    head = next(
+        each
+        for each in heads
+        if each.exit_layer == best.exit_layer
+        and (each.adapter is None if adapter is None else str(each.adapter) == adapter)
+    )
+    records = read.record(prompts, answers)
+    return Verification(
+        predicted=predict(costs, records, config, head, adapter_costs.get(head.name)),
+        speedup=ratio,
+        acceptance_length=drafting.tokens / drafting.rounds,
+    )
