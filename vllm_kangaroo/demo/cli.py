@@ -22,7 +22,7 @@ from vllm_kangaroo.provenance import of_measurement
 
 # The demo model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
 DEMO_DRAFTING: dict[str, dict[str, Any]] = {
-    "kangaroo": {"num_speculative_tokens": 4, "confidence_threshold": 0.05},
+    "kangaroo": {"num_speculative_tokens": 5, "confidence_threshold": 0.05},
     "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
 }
 
