@@ -187,6 +187,26 @@ def test_a_run_killed_while_it_writes_the_adapter_is_finished(
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_train_what_one_does(folder: Path, whole: dict[str, torch.Tensor]) -> None:
+    args = arguments(folder, "two", 120, "--save-every", "50")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launch, "-m", "vllm_kangaroo.cli", "train", *args]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("adapter, held-out data") == 1  # the first one alone speaks
+    config = load_adapter(folder / "two").config
+    assert config.training["processes"] == 2
+    alone = load_adapter(folder / "whole").config.training["figures"]["adapter"]["data"]
+    ours = config.training["figures"]["adapter"]["data"]
+    assert ours == pytest.approx(alone, abs=2e-3)
+    found = weights(folder / "two")
+    for name, tensor in whole.items():
+        assert torch.allclose(tensor, found[name], atol=5e-3), name
+
+
 def test_curve_and_best_step(folder: Path) -> None:
     # A rate that spoils what the first steps have learnt.
     more = ("--learning-rate", "0.5", "--eval-every", "2", "--exit-layer", "1")

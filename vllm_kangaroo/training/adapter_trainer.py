@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.training import parallel
 from vllm_kangaroo.training.features import Features
 from vllm_kangaroo.training.loss import Agreement, agreement, backward
 from vllm_kangaroo.training.options import AdapterTrainingOptions
@@ -66,11 +67,13 @@ class AdapterTrainer:
         loss = self.progress.loss
         if count:  # a batch may hold no answer
             losses = np.zeros(len(self.pupils))
-            for part in np.array_split(rows, self.options.accumulate):
+            mine = rows[parallel.rank() :: parallel.size()]
+            for part in np.array_split(mine, self.options.accumulate):
                 losses += self._backward(part, count)
             for pupil in self.pupils:
+                parallel.add_gradients(pupil.adapter.parameters())
                 pupil.step(self.learning_rate(done))
-            mean = float(losses.mean())
+            mean = float(np.mean(parallel.total(losses.tolist(), self.options.device)))
             loss = mean if math.isnan(loss) else 0.98 * loss + 0.02 * mean
         seconds = self.progress.seconds + time.monotonic() - begin
         self.progress = Progress(done + 1, loss, seconds)
@@ -110,8 +113,8 @@ class AdapterTrainer:
         The bare head is the target's own final norm and LM head on the exit state.
         """
         totals = [Agreement() for _ in self.pupils]
-        for ids, counted in windows.batches(self.options.batch_size):
-            if not counted.any():
+        for number, (ids, counted) in enumerate(windows.batches(self.options.batch_size)):
+            if number % parallel.size() != parallel.rank() or not counted.any():
                 continue
             *exits, final = self.target.states(ids.to(self.options.device))
             with self._autocast():
@@ -123,9 +126,15 @@ class AdapterTrainer:
                 for at, drafter in enumerate(drafters):
                     totals[at] += agreement(drafter, wanted, self.target.logits)
         return {
-            pupil.exit_layer: total.means()
+            pupil.exit_layer: self._over_all(total).means()
             for pupil, total in zip(self.pupils, totals, strict=True)
         }
+
+    def _over_all(self, own: Agreement) -> Agreement:
+        """Sums of all processes that train together."""
+        values = [own.count, own.loss, own.acceptance, own.top1]
+        count, *rest = parallel.total(values, self.options.device)
+        return Agreement(round(count), *rest)
 
     def keep_best(self, figures: Figures) -> None:
         """Let each adapter remember its weights if these figures are its best so far."""

@@ -10,9 +10,10 @@ from rich.console import Console
 from vllm_kangaroo.ladder.adapter import save_adapter
 from vllm_kangaroo.ladder.adapter_config import CONFIG_FILE, AdapterConfig
 from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.training import parallel
 from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Figures, Progress
 from vllm_kangaroo.training.curve import Row, write_curve
-from vllm_kangaroo.training.on_policy import answer_data
+from vllm_kangaroo.training.on_policy import ANSWERS_FILE, answer_data
 from vllm_kangaroo.training.options import AdapterTrainingOptions
 from vllm_kangaroo.training.progress import progress_bar
 from vllm_kangaroo.training.state import ResumeError, load_state, remove_state, save_state
@@ -26,7 +27,7 @@ DRAWN = ("expected_acceptance", "top1_agreement")
 def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[AdapterConfig]:
     """Train, save to ``options.out`` and return what was saved, by exit in the order given.
 
-    Interrupted, the run leaves its state in ``options.out``; the same call goes on from there and
+    Under ``torchrun`` several processes share each step's windows. Interrupted, the run leaves its state in ``options.out``; the same call goes on from there and
     ends with the weights of an uninterrupted run. What is saved are the weights that were best on
     held-out data.
 
@@ -34,7 +35,19 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
         TargetError, DataError, AnswerError: see `Target.load`, `read_documents`, `answer_data`.
         ResumeError: an adapter, or the state of another run, in ``out``.
     """
-    run = _run_identity(options)
+    device = parallel.join(options.device)
+    try:
+        run = {**_run_identity(options), "processes": parallel.size()}
+        own = options.model_copy(update={"device": device})
+        return _train(own, run, Console(quiet=True) if parallel.rank() else console)
+    finally:
+        parallel.leave()
+
+
+def _train(
+    options: AdapterTrainingOptions, run: dict[str, Any], console: Console
+) -> list[AdapterConfig]:
+    first = parallel.rank() == 0
     state = load_state(options.out, run)
     for exit_layer in options.exit_layer if state is None else ():
         if (options.out_of(exit_layer) / CONFIG_FILE).exists():
@@ -47,7 +60,10 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
     target = Target.load(options.model, options.exit_layer, dtype, options.device)
     data = options.data
     if options.on_policy:
-        data = (answer_data(options, _answer_identity(run), console),)
+        if first:
+            answer_data(options, _answer_identity(run), console)
+        parallel.wait()
+        data = (options.out / ANSWERS_FILE,)
     console.print("reading data")
     windows, held_out = load_windows(
         data,
@@ -71,6 +87,8 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
         console.print(f"going on after step {trainer.progress.step}")
 
     def save() -> None:
+        if not first:
+            return
         saved = {"run": run, "bare": bare, "rows": rows, "trainer": trainer.state()}
         save_state(options.out, saved)
 
@@ -78,7 +96,8 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
         figures = trainer.measure(held_out[SPLIT])
         trainer.keep_best(figures)
         rows.extend(_rows(trainer, figures))
-        write_curve(options.out, rows, DRAWN)
+        if first:
+            write_curve(options.out, rows, DRAWN)
         return figures
 
     with progress_bar(console) as bar:
@@ -110,10 +129,12 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
         "split": f"{len(held_out[SPLIT])} evenly spaced of {len(windows)} more windows",
         "steps": steps,
         "tokens": steps * options.batch_size * options.window,
+        "processes": parallel.size(),
         "seconds": round(trainer.progress.seconds, 1),
     }
     configs = _save_best(trainer, options, training, held_out, bare, console)
-    remove_state(options.out)
+    if first:
+        remove_state(options.out)
     return configs
 
 
@@ -136,7 +157,8 @@ def _save_best(
         figures = {"adapter": _rounded(best, layer), "bare_exit_head": _rounded(bare, layer)}
         own = {**training, "best_step": pupil.best.step, "figures": figures}
         config = trainer.target.adapter_config(layer, options.dtype, own)
-        save_adapter(pupil.adapter, config, options.out_of(layer))
+        if parallel.rank() == 0:
+            save_adapter(pupil.adapter, config, options.out_of(layer))
         configs.append(config)
     return configs
 
