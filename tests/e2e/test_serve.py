@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import subprocess
 import time
@@ -35,6 +36,7 @@ MESSAGES: list[Any] = [
     {"role": "assistant", "content": "How many rooms do you need?"},
     {"role": "user", "content": "One room, for three nights."},
 ]
+PATTERN = r"[a-z ]{20,30}\."
 REFUSED = {
     "nonsense": ["--speculative-model", "nonsense"],
     "both": ["--speculative-model", "kangaroo", "--speculative-config", '{"method": "ngram"}'],
@@ -47,6 +49,7 @@ def plain() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM, SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         llm = LLM(
             demo_model(), dtype="float32", enforce_eager=True, max_model_len=MODEL_LENGTH, seed=0
@@ -57,6 +60,12 @@ def plain() -> dict[str, Any]:
             out.prompt: out.outputs[0] for out in llm.generate(PROMPTS, greedy, use_tqdm=False)
         }
         texts["long"] = llm.generate(PROMPTS[0], long, use_tqdm=False)[0].outputs[0]
+        bound = SamplingParams(
+            temperature=0.0,
+            max_tokens=TOKENS,
+            structured_outputs=StructuredOutputsParams(regex=PATTERN),
+        )
+        texts["bound"] = llm.generate(PROMPTS[0], bound, use_tqdm=False)[0].outputs[0]
         texts["chat"] = llm.chat(MESSAGES, greedy, use_tqdm=False)[0].outputs[0]
         llm.llm_engine.engine_core.shutdown()
         del llm
@@ -166,6 +175,18 @@ def test_a_chat_has_the_text_of_vllm_alone(client: openai.OpenAI, plain: dict[st
     ]
     assert "".join(pieces) == plain["chat"].text
     assert len(pieces) > 2
+
+
+def test_a_request_bound_by_a_grammar_among_others_that_are_not(
+    client: openai.OpenAI, plain: dict[str, Any]
+) -> None:
+    """Steps with a grammar take another way through worker and executor than those without."""
+    with ThreadPoolExecutor(2) as pool:
+        beside = pool.submit(complete, client, PROMPTS[1])
+        bound = complete(client, PROMPTS[0], extra_body={"structured_outputs": {"regex": PATTERN}})
+        assert beside.result().choices[0].text == plain[PROMPTS[1]].text
+    assert re.fullmatch(PATTERN, bound.choices[0].text)
+    assert bound.choices[0].text == plain["bound"].text
 
 
 def test_a_stream_brings_several_tokens_a_piece(

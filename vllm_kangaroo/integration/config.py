@@ -15,6 +15,7 @@ logger = init_logger(__name__)
 
 PLAN_KEY = "vllm_kangaroo"
 PROPOSER = "vllm_kangaroo.integration.proposer.EarlyExitProposer"
+EXECUTOR = "vllm_kangaroo.integration.executor.EarlyExitExecutor"
 DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round"}
 """Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
 WORKERS = {
@@ -183,5 +184,8 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
         )
         compilation.cudagraph_mode = CUDAGraphMode.NONE
         compilation.cudagraph_capture_sizes = []
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "mp":
+        parallel.distributed_executor_backend = EXECUTOR
     vllm_config.__class__ = EarlyExitVllmConfig
     return vllm_config

@@ -171,10 +171,33 @@ SEAMS: tuple[Seam, ...] = (
         "The same on CUDA.",
     ),
     Seam(
+        "vllm.v1.worker.gpu_worker:Worker.execute_model",
+        "overridden",
+        "Samples within the same call unless a grammar is waited for: one journey between processes less a step.",
+        ("scheduler_output",),
+    ),
+    Seam(
+        "vllm.v1.worker.gpu_worker:Worker.sample_tokens",
+        "overridden",
+        "Hands the drafts along with the tokens.",
+        ("grammar_output",),
+    ),
+    Seam(
+        "vllm.v1.executor.multiproc_executor:MultiprocExecutor",
+        "subclassed",
+        "Takes the drafts from the step's output: another journey less.",
+        ("execute_model", "sample_tokens", "take_draft_token_ids"),
+    ),
+    Seam(
         "vllm.v1.core.sched.output:SchedulerOutput",
         "called",
-        "Tells which requests finished, were pre-empted or resumed.",
-        ("finished_req_ids", "preempted_req_ids", "scheduled_cached_reqs"),
+        "Tells which requests finished, were pre-empted or resumed, and whether any is bound by a grammar.",
+        (
+            "finished_req_ids",
+            "preempted_req_ids",
+            "scheduled_cached_reqs",
+            "has_structured_output_requests",
+        ),
     ),
     Seam(
         "vllm.v1.attention.backend:CommonAttentionMetadata",

@@ -1,4 +1,4 @@
-"""What of the options enters vLLM's key of compiled code."""
+"""The engine config that early-exit options lead to, and what of it enters vLLM's key of compiled code."""
 
 from __future__ import annotations
 
@@ -48,3 +48,13 @@ def test_all_of_the_plan_reaches_the_workers() -> None:
     built = config(HEAD | {"num_speculative_tokens": 9})
     built.compute_hash()
     assert built.additional_config["vllm_kangaroo"]["num_speculative_tokens"] == 9
+
+
+def test_an_engine_in_processes_of_its_own_takes_drafts_with_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    backend = config(HEAD).parallel_config.distributed_executor_backend
+    assert backend == "vllm_kangaroo.integration.executor.EarlyExitExecutor"
+    plain = EngineArgs(demo_model(), max_model_len=512).create_engine_config()
+    assert plain.parallel_config.distributed_executor_backend == "mp"
