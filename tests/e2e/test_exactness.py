@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from tests.e2e.engines import FP32, Engine, Engines, endings, sampling, tokens_o
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import demo_adapter
+from vllm_kangaroo.options import OptionError
 
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"max_tokens": 64},
@@ -176,3 +180,18 @@ def test_what_vllm_refuses_beside_speculation_is_refused(
 
     with pytest.raises(VLLMValidationError, match="not yet supported with speculative decoding"):
         kangaroo.generate([mixed()[0]], **refused)
+
+
+def test_an_adapter_of_other_weights_is_refused(engines: Engines, tmp_path: Path) -> None:
+    """Of the same shape, layers and architecture: only the weights themselves can tell."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(demo_adapter(), adapter)
+    config = json.loads((adapter / "config.json").read_text())
+    config["target"]["norm_fingerprint"] = "0" * 16
+    (adapter / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OptionError, match="fingerprint 0000000000000000") as refused:
+        engines.kangaroo(options={"exit_layer": None, "model": str(adapter)})
+    assert str(refused.value).startswith(
+        f"speculative_config['model']={str(adapter)!r} was trained"
+    )
+    assert "vllm-kangaroo train adapter" in str(refused.value)
