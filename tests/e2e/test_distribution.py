@@ -26,6 +26,7 @@ from tests.e2e.reference import Reference
 
 TRIALS = int(os.environ.get("KANGAROO_TRIALS", "6000"))
 FAULTY_TRIALS = 3000
+MOST_SAMPLES = 8192  # of one request: vLLM takes no more than 16384
 VOCABULARY, LAYERS, TOKENS = 16, 3, 4
 """Of the four tokens the second and third can be drafts; the fourth follows a whole round that was accepted."""
 PROMPT = [1, 5, 9, 3]
@@ -74,8 +75,14 @@ class Sampled:
         engine = self.engine(drafter)
         torch.manual_seed(0)
         options = {"max_tokens": TOKENS, "ignore_eos": True, "detokenize": False, **options}
+        samples: list[list[int]] = []
         with engine.drafting() as gain:
-            (samples,) = tokens_of(engine.generate([PROMPT], n=trials, **options))
+            while len(samples) < trials:
+                more = min(MOST_SAMPLES, trials - len(samples))
+                (drawn,) = tokens_of(engine.generate([PROMPT], n=more, **options))
+                samples += drawn
+                if "seed" in options:  # the k-th sample of a request has the seed s + k
+                    options["seed"] += more
         return np.array(samples), gain.totals
 
     def truth(self, options: dict[str, Any]) -> NDArray[np.float64]:
