@@ -9,7 +9,9 @@ import pytest
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
+from vllm_kangaroo.bench.replay import capacity, poisson, replay
 from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
 CLASS = "vllm_kangaroo.LapsSdScheduler"
 # Bands of a millisecond: a request sinks with every step, and any newcomer pre-empts it.
@@ -97,6 +99,20 @@ def test_metrics(engines: Engines) -> None:
     assert after["vllm:laps_sd_true_service_seconds"] > before["vllm:laps_sd_true_service_seconds"]
     assert after["vllm:laps_sd_requests"] == 0
     assert after["vllm:laps_sd_paused_requests"] == 0
+
+
+def test_replay_serves_a_stream_to_the_lengths_of_its_trace(engines: Engines) -> None:
+    requests = [TraceRequest(chat(QUESTIONS[at]), 5 + 6 * at) for at in range(8)]
+    for engine in (engines.plain(), laps(engines, "kangaroo")):
+        run = replay(engine.llm, poisson(requests, 100.0, seed=0), "replay")
+        wanted = sum(each.output_tokens for each in requests)
+        assert (
+            wanted <= run.tokens <= wanted + 8 * 6
+        )  # the last round may bring more than was wanted
+        assert 0 < run.p50_latency_s <= run.p99_latency_s <= run.seconds
+        assert engine.finish() == {}
+    assert run.tokens_per_round > 1.1
+    assert capacity(engine.llm, requests, 3) > 0
 
 
 def test_hints_order_requests_and_wrong_ones_are_refused(engines: Engines) -> None:

@@ -62,7 +62,7 @@ def test_alike_requests_need_little_watching_and_unlike_ones_more():
     for _ in range(200):
         for prior, spread in ((alike, 0.01), (unlike, 0.25)):
             rates = np.clip(rng.normal(0.5, spread) + rng.normal(0, 0.2, 30), 0, 1)
-            prior.learn(30, float(rates.mean()), float(rates.var(ddof=1)), 4.0)
+            prior.learn(30, float(rates.mean()), float(rates.var(ddof=1)))
     assert Acceptance().half_width(alike, WINDOW) < 0.1
     assert Acceptance().half_width(unlike, WINDOW) > 0.3
     assert alike.worth_rounds > 20 * unlike.worth_rounds

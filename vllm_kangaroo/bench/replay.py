@@ -38,6 +38,8 @@ class Run(BaseModel):
     seconds: float
     """From the first arrival to the last end."""
     tokens: int
+    tokens_per_round: float
+    """The acceptance length: tokens of an answer, its first left out, over the steps that brought them."""
 
 
 class Pair(BaseModel):
@@ -87,19 +89,21 @@ def usable(
     ]
 
 
-def teach(earlier: Sequence[TraceRequest], max_tokens: int, file: Path) -> None:
+def teach(earlier: Sequence[TraceRequest], max_model_len: int, file: Path) -> None:
     """A predictor that has served these requests, saved."""
     learner = LearnedLengths(file=file)
     for each in earlier:
-        facts = RequestFacts(len(each.prompt_token_ids), max_tokens, each.prompt_token_ids)
+        prompt = each.prompt_token_ids
+        facts = RequestFacts(len(prompt), max_model_len - len(prompt), prompt)
         learner.learn(facts, each.output_tokens)
     learner.save()
 
 
-def capacity(llm: Any, requests: Sequence[TraceRequest]) -> float:
-    """Requests a second, when all are there from the start."""
-    run = replay(llm, Stream(requests, np.zeros(len(requests))), "capacity")
-    return len(requests) / run.seconds
+def capacity(llm: Any, requests: Sequence[TraceRequest], batch_size: int) -> float:
+    """Requests a second while all places of the batch are taken: all are there from the start."""
+    ended, *_ = _serve(llm, Stream(requests, np.zeros(len(requests))), "capacity")
+    busy = max(len(requests) - batch_size, 1)
+    return busy / float(np.sort(ended)[busy - 1])
 
 
 def replay(llm: Any, stream: Stream, name: str) -> Run:
@@ -108,6 +112,22 @@ def replay(llm: Any, stream: Stream, name: str) -> Run:
     Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
     knows nothing but a generous ``max_tokens``, and learns nothing from it.
     """
+    ended, got, rounds = _serve(llm, stream, name)
+    latency = ended - stream.arrivals
+    p50, p90, p99 = np.quantile(latency, [0.5, 0.9, 0.99]).tolist()
+    return Run(
+        mean_latency_s=float(latency.mean()),
+        p50_latency_s=p50,
+        p90_latency_s=p90,
+        p99_latency_s=p99,
+        seconds=float(ended.max() - stream.arrivals[0]),
+        tokens=sum(got),
+        tokens_per_round=(sum(got) - len(got)) / max(rounds, 1),
+    )
+
+
+def _serve(llm: Any, stream: Stream, name: str) -> tuple[NDArray[np.float64], list[int], int]:
+    """When each request ended, in seconds from the start, the tokens it got, and all decoding rounds together."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -116,7 +136,7 @@ def replay(llm: Any, stream: Stream, name: str) -> Run:
     count = len(stream.requests)
     ended = np.zeros(count)
     got = [0] * count
-    following, left = 0, count
+    following, left, rounds = 0, count, 0
     start = time.perf_counter()
     while left:
         now = time.perf_counter() - start
@@ -137,6 +157,7 @@ def replay(llm: Any, stream: Stream, name: str) -> Run:
             continue
         for output in engine.step():
             at = int(output.request_id.rpartition("-")[2])
+            rounds += bool(got[at])
             got[at] += len(output.outputs[0].token_ids)
             if not ended[at] and got[at] >= stream.requests[at].output_tokens:
                 ended[at] = time.perf_counter() - start
@@ -145,13 +166,4 @@ def replay(llm: Any, stream: Stream, name: str) -> Run:
                     engine.abort_request([output.request_id])
     while engine.has_unfinished_requests():
         engine.step()
-    latency = ended - stream.arrivals
-    p50, p90, p99 = np.quantile(latency, [0.5, 0.9, 0.99]).tolist()
-    return Run(
-        mean_latency_s=float(latency.mean()),
-        p50_latency_s=p50,
-        p90_latency_s=p90,
-        p99_latency_s=p99,
-        seconds=float(ended.max() - stream.arrivals[0]),
-        tokens=sum(got),
-    )
+    return ended, got, rounds

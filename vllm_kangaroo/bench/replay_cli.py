@@ -79,7 +79,7 @@ def replay_command(
         engines = {"fcfs": fcfs, "laps_sd": ours}
         for name, llm in engines.items():
             replay(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
-        rate = capacity(fcfs, later[: max(requests // 3, 2)])
+        rate = capacity(fcfs, later[: max(requests // 3, 2)], batch_size)
         console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
         pairs = []
         for number in range(rounds):

@@ -1,22 +1,24 @@
-"""Is a request's acceptance rate known well enough? The states of LAPS-SD (section 3 of the paper).
+"""Is a request's acceptance length known well enough? The states of LAPS-SD (section 3 of the paper).
 
-The paper leaves the test open. Ours asks for a narrow confidence interval of the mean acceptance rate, over the rounds
-since it last drifted; what finished requests were like serves as a prior, so that where all requests are alike one
-need not be watched for long.
+The paper leaves the test open. Ours asks for a narrow confidence interval of the mean tokens a round brings, over the
+rounds since it last drifted: it is what the time of a request depends on, however many drafts a round has. What ended
+requests were like serves as a prior, so that where all requests are alike one need not be watched for long.
 """
 
 from __future__ import annotations
 
 from math import inf, sqrt
 
+FLOOR = 1e-4
+"""Least variance taken to be possible."""
 Z95 = 1.96
 """Half-width of a 95 % interval of a normal distribution, in standard errors."""
 
 
 class AcceptancePrior:
-    """How acceptance rates of finished requests spread: between requests, and between rounds of one.
+    """How acceptance lengths of ended requests spread: between requests, and between rounds of one.
 
-    Averages over about the last thousand finished requests, so that it follows a change of traffic.
+    Averages over about the last thousand of them, so that it follows a change of traffic.
     """
 
     MEMORY = 1000
@@ -28,45 +30,43 @@ class AcceptancePrior:
         self._square = 0.0
         self.within = 0.0
         self.between = inf
-        """Variance of the true rates of requests; infinite until enough requests have finished."""
-        self.tokens_per_round = 1.0
+        """Variance of the true means of requests; infinite until enough requests have ended."""
 
-    def learn(self, rounds: int, mean: float, variance: float, tokens_per_round: float) -> None:
-        """Take in one finished request of at least two rounds with drafts."""
+    def learn(self, rounds: int, mean: float, variance: float) -> None:
+        """Take in one ended request of at least two rounds."""
         self.requests += 1
         weight = 1.0 / min(self.requests, self.MEMORY)
         spread = variance / rounds  # of a mean over that many rounds, by chance alone
         self.mean += weight * (mean - self.mean)
         self._square += weight * (mean * mean - spread - self._square)
         self.within += weight * (variance - self.within)
-        self.tokens_per_round += weight * (tokens_per_round - self.tokens_per_round)
         if self.requests >= self.ENOUGH:
-            self.between = max(self._square - self.mean * self.mean, 1e-6)
+            self.between = max(self._square - self.mean * self.mean, FLOOR)
 
     @property
     def worth_rounds(self) -> float:
         """How many rounds of a request's own the prior is worth: 0 until it knows something."""
-        return 0.0 if self.between == inf else max(self.within, 1e-6) / self.between
+        return 0.0 if self.between == inf else max(self.within, FLOOR) / self.between
 
 
 class Acceptance:
-    """The acceptance rate of one request, round by round."""
+    """Tokens a round of one request, round by round."""
 
     __slots__ = ("_block_n", "_block_sum", "_square", "_sum", "drifts", "rounds")
 
     def __init__(self) -> None:
         self.rounds = 0
-        """Rounds with drafts since the rate last drifted, those of the block being filled left out."""
+        """Rounds since the mean last drifted, those of the block being filled left out."""
         self._sum = 0.0
         self._square = 0.0
         self._block_n = 0
         self._block_sum = 0.0
         self.drifts = 0
 
-    def add(self, rate: float, window: int, drift_sigmas: float) -> None:
-        """A round that had drafts, and the share of them that was accepted."""
-        self._square += rate * rate
-        self._block_sum += rate
+    def add(self, tokens: float, window: int, drift_sigmas: float) -> None:
+        """A round, and the tokens it brought."""
+        self._square += tokens * tokens
+        self._block_sum += tokens
         self._block_n += 1
         if self._block_n == window:
             self._close_block(drift_sigmas)
@@ -75,7 +75,7 @@ class Acceptance:
         size, total = self._block_n, self._block_sum
         drifted = False
         if self.rounds >= size:
-            error = sqrt(max(self.variance, 1e-4) * (1.0 / size + 1.0 / self.rounds))
+            error = sqrt(max(self.variance, FLOOR) * (1.0 / size + 1.0 / self.rounds))
             drifted = abs(total / size - self._sum / self.rounds) > drift_sigmas * error
         if drifted:
             variance = self.variance
@@ -89,7 +89,7 @@ class Acceptance:
 
     @property
     def seen(self) -> int:
-        """Rounds with drafts since the rate last drifted."""
+        """Rounds since the mean last drifted."""
         return self.rounds + self._block_n
 
     @property
@@ -102,15 +102,15 @@ class Acceptance:
         """Between those rounds, never negative."""
         seen = self.seen
         if seen < 2:
-            return 0.25
+            return 1.0
         mean = (self._sum + self._block_sum) / seen
         return max(self._square - seen * mean * mean, 0.0) / (seen - 1)
 
     def half_width(self, prior: AcceptancePrior, window: int) -> float:
-        """Half the 95 % confidence interval of the rate; infinite while there is too little to say."""
+        """Half the 95 % confidence interval of the mean; infinite while there is too little to say."""
         seen = self.seen
         if prior.between < inf:
-            return Z95 / sqrt(1.0 / prior.between + seen / max(prior.within, 1e-6))
+            return Z95 / sqrt(1.0 / prior.between + seen / max(prior.within, FLOOR))
         if seen < window:
             return inf
-        return Z95 * sqrt(max(self.variance, 1e-6) / seen)
+        return Z95 * sqrt(max(self.variance, FLOOR) / seen)

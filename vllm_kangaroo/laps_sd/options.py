@@ -44,16 +44,15 @@ class LapsSdOptions(BaseModel):
     window: int = Field(
         default=8,
         ge=2,
-        description="Rounds before a request's own acceptance rate can count as stable, and rounds that the drift test "
+        description="Rounds before a request's own acceptance can count as stable, and rounds that the drift test "
         "compares with those before; fewer say next to nothing.",
     )
     epsilon: float = Field(
-        default=0.2,
+        default=0.35,
         gt=0.0,
-        le=1.0,
-        description="A request is perceptible once the 95 % confidence interval of its acceptance rate, which counts "
-        "how much finished requests differed, is narrower than this to either side. In simulation 0.1 watches for so "
-        "long that an eighth of the gain is lost.",
+        description="A request is perceptible once the 95 % confidence interval of the tokens its rounds bring, which "
+        "counts how much ended requests differed, is narrower to either side than this share of them. Lengths are less "
+        "certain than that, and in simulation stricter tests lost more by watching than they gained.",
     )
     drift_sigmas: float = Field(
         default=4.0,

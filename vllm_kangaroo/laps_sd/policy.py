@@ -81,7 +81,7 @@ class LapsSdPolicy:
         """A request has ended.
 
         Args:
-            output_tokens: its length, if it ended by itself; None for an abort, from which nothing is learnt.
+            output_tokens: its length, if it ended by itself; None for an abort, from which no length is learnt.
         """
         entry = self._entries.pop(request_id)
         if entry.running:
@@ -89,15 +89,12 @@ class LapsSdPolicy:
         else:
             self._ready.discard(entry)
         self.tally.leave(entry)
-        if output_tokens is None:
-            return
-        self.predictor.learn(entry.facts, output_tokens)
-        self.tally.finished(entry)
         acceptance = entry.acceptance
-        if acceptance.seen >= 2 and entry.rounds:
-            self.prior.learn(
-                acceptance.seen, acceptance.mean, acceptance.variance, entry.tokens / entry.rounds
-            )
+        if acceptance.seen >= 2:
+            self.prior.learn(acceptance.seen, acceptance.mean, acceptance.variance)
+        if output_tokens is not None:
+            self.predictor.learn(entry.facts, output_tokens)
+            self.tally.finished(entry)
 
     def select(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
@@ -193,12 +190,8 @@ class LapsSdPolicy:
             if one.rounds:
                 entry.rounds += one.rounds
                 entry.tokens += one.new_tokens
-                if one.rates:
-                    for rate in one.rates:
-                        entry.acceptance.add(rate, options.window, options.drift_sigmas)
-                elif one.drafted:
-                    rate = one.accepted / one.drafted
-                    entry.acceptance.add(rate, options.window, options.drift_sigmas)
+                for tokens in one.by_round or (one.new_tokens,):
+                    entry.acceptance.add(tokens, options.window, options.drift_sigmas)
             woken = entry.starved and now >= entry.front_until
             if woken and entry.running:
                 entry.starved = False
@@ -259,20 +252,14 @@ class LapsSdPolicy:
         """Work out state, remaining time, queue and key from what is known now."""
         options, prior, acceptance = self.options, self.prior, entry.acceptance
         was, before = entry.perceptible, entry.queue
-        if acceptance.seen:
-            entry.perceptible = acceptance.half_width(prior, options.window) < options.epsilon
-        else:  # without drafts there is no acceptance to wait for
-            entry.perceptible = entry.rounds >= options.window or (
-                prior.requests >= prior.ENOUGH
-                and acceptance.half_width(prior, options.window) < options.epsilon
-            )
         worth = prior.worth_rounds
-        if worth > 0.0:
-            per_round = (worth * prior.tokens_per_round + entry.tokens) / (worth + entry.rounds)
-        elif entry.rounds:
-            per_round = entry.tokens / entry.rounds
+        if worth + entry.rounds > 0.0:
+            per_round = (worth * prior.mean + entry.tokens) / (worth + entry.rounds)
         else:
             per_round = self.costs.tokens_per_round
+        entry.perceptible = (
+            acceptance.half_width(prior, options.window) < options.epsilon * per_round
+        )
         left = min(entry.law.remaining(entry.done), max(entry.facts.max_tokens - entry.done, 1))
         entry.remaining = (
             entry.prompt_left * self.costs.per_prompt_token

@@ -24,8 +24,8 @@ class Progress(NamedTuple):
     drafted: int = 0
     accepted: int = 0
     new_tokens: int = 0
-    rates: Sequence[float] = ()
-    """Acceptance rate of each of those rounds that had drafts, where they are more than one."""
+    by_round: Sequence[int] = ()
+    """Tokens that each of those rounds brought, where they are more than one."""
 
 
 class CostAverages:

@@ -48,8 +48,8 @@ def simulate(
     steps: Annotated[
         Path | None, typer.Option(help="Step log of a real engine, to fit the time of a step to.")
     ] = None,
-    drafts: Annotated[int, typer.Option(min=0, help="Drafts per round; 0 for no speculation.")] = 6,
-    acceptance: Annotated[float, typer.Option(help="Mean chance that a draft is accepted.")] = 0.55,
+    drafts: Annotated[int, typer.Option(min=0, help="Drafts per round; 0 for no speculation.")] = 2,
+    acceptance: Annotated[float, typer.Option(help="Mean chance that a draft is accepted.")] = 0.64,
     max_wait_s: Annotated[float | None, typer.Option(help="As in the scheduler's options.")] = None,
     stride: Annotated[
         int, typer.Option(min=1, help="Most rounds between decisions while nobody comes or goes.")

@@ -29,7 +29,15 @@ from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload, make_workload
 
 POLICIES = ("fcfs", "sjf", "las", "laps-sd", "srpt")
-DEMO_STEP_TIME = StepTime(fixed=0.0072, per_token=2e-5, per_kv=1e-7, per_request=2e-4, draft=0.0012)
+DEMO_STEP_TIME = StepTime(
+    fixed=8.4e-3,
+    per_token=1.03e-4,
+    per_kv=5.8e-7,
+    per_request=3.2e-4,
+    draft=5.5e-5,
+    draft_per_request=7.9e-6,
+)
+"""Fitted to 4327 steps of the demo model with Kangaroo on two CPU cores, batches of up to 4."""
 
 
 class SimulationSettings(BaseModel):
