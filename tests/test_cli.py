@@ -86,3 +86,9 @@ def test_complaint_of_a_model_names_key_and_value():
     assert cli.explain(AdapterError("one\n sentence.")) == "one sentence."
     assert cli.explain(ModuleNotFoundError(name="nothing")) is None
     assert "not installed" in str(cli.explain(ModuleNotFoundError(name="vllm")))
+
+
+def test_a_flag_before_a_subcommand_is_not_lost_in_silence():
+    result = CliRunner().invoke(cli.app, ["bench", "--rounds", "2", "memory"])
+    assert result.exit_code == 2
+    assert "--rounds 2 stands before memory" in result.stderr

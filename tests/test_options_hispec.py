@@ -253,3 +253,13 @@ def test_a_torn_adapter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(OptionError, match=r"'draft_adapter'.=.*cannot be used.*copy"):
         plan(draft_adapter=adapter)
+
+
+@pytest.mark.parametrize("method", ["kangaroo", "hispec"])
+def test_how_drafts_are_sampled_reaches_the_plan_and_is_refused_if_unknown(method: str) -> None:
+    own = {"method": method} | ({"exit_layer": 2} if method == "kangaroo" else {})
+    assert parse_options(own).resolve(TARGET).draft_sample_method == "greedy"
+    drawn = own | {"draft_sample_method": "probabilistic"}
+    assert parse_options(drawn).resolve(TARGET).draft_sample_method == "probabilistic"
+    with pytest.raises(OptionError, match=r"'draft_sample_method'\]='gumbel'.*greedy or prob"):
+        parse_options(own | {"draft_sample_method": "gumbel"})

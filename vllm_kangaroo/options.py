@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 
+SAMPLE_METHOD = (
+    "How sampled requests are drafted for: `greedy` takes the likeliest token; `probabilistic` draws from the exit's "
+    "distribution, of which more is accepted."
+)
 DEFAULT_ADAPTER_DIR = "kangaroo_adapter"
 
 
@@ -55,6 +59,7 @@ class EarlyExitPlan(BaseModel):
         default=None,
         description="Drafts between intermediate verifications, or None where there are none.",
     )
+    draft_sample_method: Literal["greedy", "probabilistic"] = "greedy"
 
 
 class _Options(BaseModel):
@@ -71,6 +76,7 @@ class _Options(BaseModel):
         "draft_exit_layer": "choose a whole number from 1 to one below the model's number of layers",
         "verify_exit_layer": "choose a whole number from 1 to one below the model's number of layers",
         "intermediate_verification": "choose true or false",
+        "draft_sample_method": "choose greedy or probabilistic",
         "model": "give the path of an adapter directory",
         "draft_adapter": "give the path of an adapter directory",
         "verify_adapter": "give the path of an adapter directory",
@@ -111,6 +117,9 @@ class KangarooOptions(_Options):
         le=1.0,
         description="Drafting stops after a token whose probability is below this (the paper's η).",
     )
+    draft_sample_method: Literal["greedy", "probabilistic"] = Field(
+        default="greedy", description=SAMPLE_METHOD
+    )
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -132,6 +141,7 @@ class KangarooOptions(_Options):
             adapters=(adapter,),
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=self.confidence_threshold,
+            draft_sample_method=self.draft_sample_method,
         )
 
     def _adapter_dir(self, target: TargetShape) -> Path:
@@ -182,6 +192,9 @@ class HiSpecOptions(_Options):
     )
     verify_adapter: str | None = Field(
         default=None, description="Directory of a Kangaroo adapter for the intermediate exit."
+    )
+    draft_sample_method: Literal["greedy", "probabilistic"] = Field(
+        default="greedy", description=SAMPLE_METHOD
     )
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
@@ -250,6 +263,7 @@ class HiSpecOptions(_Options):
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=self.confidence_threshold,
             tokens_per_round=per_round,
+            draft_sample_method=self.draft_sample_method,
         )
 
 

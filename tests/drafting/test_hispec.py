@@ -122,6 +122,7 @@ def test_an_intermediate_rejection_costs_no_pass_and_its_token_is_drafted_from()
     assert toy.ladder.counters.draft_steps == 7
     assert toy.ladder.counters.passes == [1 + 7, 1 + 4, 1]
     assert toy.ladder.counters.dropped == [3, 3, 0]
+    assert toy.ladder.counters.replaced == toy.ladder.counters.checks == 4
     assert drafts.confidences == [[1.0] * 4]
     context = [3, 1, 4]
     for token in drafts.token_ids[0]:

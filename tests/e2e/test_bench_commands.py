@@ -59,6 +59,10 @@ def test_hispec_beside_single_layer_speculation() -> None:
     assert hispec is not None and single is not None
     assert (len(hispec.positions), len(single.positions)) == (3, 2)
     assert hispec.nothing_twice and single.nothing_twice
+    assert hispec.checks > 0 and single.checks == 0
+    assert 0 < hispec.replaced < result.contenders["hispec"].acceptance.drafted
+    table = comparing.cost_table(result)
+    assert table.row_count == 2
     assert comparing.comparison_sentences(result)[0].startswith("hispec over single: ")
     assert set(result.ratios["hispec"]) == {comparing.PLAIN, "single"}
 

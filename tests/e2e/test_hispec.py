@@ -188,7 +188,9 @@ def test_no_intermediate_verifier_changes_a_token(
 ) -> None:
     honest = hispec._check
 
-    def check(ladder: Any, round_: Any, drafted: Any, check_pass: Any, attention: Any) -> Any:
+    def check(
+        ladder: Any, round_: Any, drafted: Any, check_pass: Any, attention: Any, *_: Any
+    ) -> Any:
         flat = torch.tensor([token for own in drafted.token_ids for token in own])
 
         def lie(positions: Tensor, state: Any) -> tuple[Any, Tensor]:

@@ -151,6 +151,37 @@ def comparison_table(result: Comparison) -> Table:
     return table
 
 
+def cost_table(result: Comparison) -> Table:
+    """Where the time of drafting goes, by tier."""
+    table = Table(title="Passes")
+    table.add_column("")
+    for heading in (
+        "draft step",
+        "share of\na round",
+        "check",
+        "share of\na round",
+        "drafts the\nverifier kept",
+        "buffer tokens\nthe model kept",
+    ):
+        table.add_column(heading, justify="right")
+    for name, one in result.contenders.items():
+        cost = one.ladder
+        if cost is None:
+            continue
+        total = sum((speed for speed in one.speeds), Speed()).seconds
+        kept = 1 - cost.replaced / one.acceptance.drafted if cost.checks else None
+        table.add_row(
+            name,
+            number(cost.seconds_per_draft_step and cost.seconds_per_draft_step * 1e3, 2, " ms"),
+            number(cost.draft_seconds / total * 100, 0, " %"),
+            number(cost.seconds_per_check and cost.seconds_per_check * 1e3, 2, " ms"),
+            number(cost.check_seconds / total * 100, 0, " %"),
+            number(kept, 2),
+            number(one.acceptance.rate, 2),
+        )
+    return table
+
+
 def comparison_sentences(result: Comparison) -> list[str]:
     """Each way of drafting over those named after it."""
     drafting = [name for name in result.contenders if name != PLAIN]

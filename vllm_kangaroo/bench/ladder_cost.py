@@ -26,6 +26,11 @@ class LadderCost(BaseModel):
     draft_steps: int
     draft_seconds: float
     draft_pass_seconds: float
+    checks: int = 0
+    """Intermediate verifications."""
+    check_seconds: float = 0.0
+    replaced: int = 0
+    """Drafts in whose place the intermediate verifier put a token of its own."""
 
     @classmethod
     def between(cls, before: Mapping[str, Any], after: Mapping[str, Any]) -> LadderCost:
@@ -41,6 +46,9 @@ class LadderCost(BaseModel):
             "draft_steps",
             "draft_seconds",
             "draft_pass_seconds",
+            "checks",
+            "check_seconds",
+            "replaced",
         )
         grown = {name: after[name] - before[name] for name in one}
         return cls(positions=each("positions"), dropped=each("dropped"), **grown)
@@ -59,6 +67,12 @@ class LadderCost(BaseModel):
     def seconds_per_draft_step(self) -> float | None:
         """Seconds of one draft step, its pass included; None without any."""
         return self.draft_seconds / self.draft_steps if self.draft_steps else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def seconds_per_check(self) -> float | None:
+        """Seconds of one intermediate verification; None without any."""
+        return self.check_seconds / self.checks if self.checks else None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

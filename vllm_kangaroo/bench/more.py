@@ -18,6 +18,7 @@ def _compare(options: CompareOptions) -> None:
     console = Console(highlight=False)
     result = compare.compare(options, console)
     console.print(compare.comparison_table(result))
+    console.print(compare.cost_table(result))
     for sentence in compare.comparison_sentences(result):
         console.print(sentence)
     _write(result, options.out, console)
@@ -36,7 +37,14 @@ def _sweep(options: SweepOptions) -> None:
     from vllm_kangaroo.bench import heatmap, sweep
 
     console = Console(highlight=False)
-    result = sweep.sweep(options, console)
+
+    def keep(so_far: sweep.Sweep) -> None:  # an interrupted sweep is worth having
+        if options.out is not None:
+            options.out.write_text(so_far.model_dump_json(indent=1) + "\n")
+        if options.png is not None:
+            heatmap.draw(so_far, options.png)
+
+    result = sweep.sweep(options, console, keep)
     for single_layer in (False, True):
         best = result.best(single_layer=single_layer)
         if best is not None:
@@ -46,10 +54,9 @@ def _sweep(options: SweepOptions) -> None:
                 f"{best.verify_exit or 'none'}, N_d {best.lengths.tokens_per_round or 'none'}, "
                 f"N_i {best.lengths.num_speculative_tokens}"
             )
-    _write(result, options.out, console)
-    if options.png is not None:
-        heatmap.draw(result, options.png)
-        console.print(f"heat map written to {options.png}", soft_wrap=True)
+    for path in (options.out, options.png):
+        if path is not None:
+            console.print(f"written to {path}", soft_wrap=True)
 
 
 def _write(result: BaseModel, out: Path | None, console: Console) -> None:

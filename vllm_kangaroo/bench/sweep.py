@@ -7,7 +7,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -126,8 +126,14 @@ def config_of(draft_exit: int, verify_exit: int, most: int, threshold: float) ->
     }
 
 
-def sweep(options: SweepOptions, console: Console) -> Sweep:
-    """Run all points."""
+def sweep(
+    options: SweepOptions, console: Console, done: Callable[[Sweep], None] = lambda so_far: None
+) -> Sweep:
+    """Run all points.
+
+    Args:
+        done: told of everything so far after each pair of exits.
+    """
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS)
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
@@ -147,12 +153,16 @@ def sweep(options: SweepOptions, console: Console) -> Sweep:
             what = f"exits {draft_exit} and {verify_exit}" if verify_exit else f"exit {draft_exit}"
             with telling(console, what), engine(settings, config, INSPECTION) as drafting:
                 points += _points(plain, drafting, (draft_exit, verify_exit), token_ids, options)
-    return Sweep(
-        setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
-        confidence_threshold=options.confidence_threshold,
-        points=points,
-        provenance=of_measurement(device()),
-    )
+            found = Sweep(
+                setup=setup.model_copy(
+                    update={"prompts": len(chosen), "skipped_too_long": skipped}
+                ),
+                confidence_threshold=options.confidence_threshold,
+                points=points,
+                provenance=of_measurement(device()),
+            )
+            done(found)
+    return found
 
 
 def _points(

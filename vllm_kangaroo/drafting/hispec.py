@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vllm_kangaroo.drafting.kangaroo import (
@@ -20,6 +21,7 @@ from vllm_kangaroo.drafting.kangaroo import (
     Drafts,
     draft_chain,
 )
+from vllm_kangaroo.drafting.sampling import Checked, LogitsPass, Sampling, check
 from vllm_kangaroo.ladder.ladder import Attention, Ladder
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 from vllm_kangaroo.ladder.store import State
@@ -40,18 +42,21 @@ class RoundAttention(Attention, ChainAttention, Protocol):
 def draft(
     ladder: Ladder,
     drafters: Drafters,
-    draft_pass: DraftPass,
+    draft_pass: DraftPass | LogitsPass,
     check_pass: CheckPass,
     attention: RoundAttention,
     *,
     tokens_per_round: int,
     threshold: float,
+    sampling: Sampling | None = None,
 ) -> Drafts:
     """Fill every request's buffer by rounds of drafting and intermediate verification.
 
     Args:
         tokens_per_round: N_d, drafts per round. The buffer's size N_i is each drafter's limit.
         threshold: a round's drafting also stops below this un-tempered probability; 0 turns that off.
+        sampling: draws drafts, so that a buffer is a sample of the intermediate exit's distribution. Both passes then
+            yield float32 logits in the place of tokens.
 
     Returns:
         The buffers. Confidences are those of the tokens when drafted, 1.0 for the intermediate verifier's own.
@@ -60,6 +65,7 @@ def draft(
     buffers = Drafts(
         [[] for _ in range(count)], [[] for _ in range(count)], [[] for _ in range(count)]
     )
+    distributions: list[list[Tensor]] = [[] for _ in range(count)]
     newest = list(drafters.token_ids)
     going = list(range(len(newest)))
     while going:
@@ -72,8 +78,11 @@ def draft(
             limits=np.minimum(drafters.limits[going] - filled, tokens_per_round),
             stop_ids=[drafters.stop_ids[who] for who in going],
         )
-        drafted = draft_chain(ladder, round_, draft_pass, attention, threshold)
-        checked = _check(ladder, round_, drafted, check_pass, attention)
+        own = None if sampling is None else sampling.pick(going)
+        drafted = draft_chain(ladder, round_, draft_pass, attention, threshold, own)
+        checked = _check(ladder, round_, drafted, check_pass, attention, own)
+        for who, rows in zip(going, checked.distributions, strict=False):
+            distributions[who].append(rows)
         for who, tokens, confidences, exits in zip(
             going, checked.token_ids, checked.confidences, checked.exits, strict=True
         ):
@@ -87,30 +96,56 @@ def draft(
             if len(buffers.token_ids[who]) < drafters.limits[who]
             and newest[who] not in drafters.stop_ids[who]
         ]
+    if sampling is not None:
+        buffers.distributions = [torch.cat(rows) for rows in distributions]
     ladder.counters.rounds += len(newest)
     return buffers
 
 
 def _check(
-    ladder: Ladder, round_: Drafters, drafted: Drafts, check_pass: CheckPass, attention: Attention
+    ladder: Ladder,
+    round_: Drafters,
+    drafted: Drafts,
+    check_pass: CheckPass,
+    attention: Attention,
+    sampling: Sampling | None = None,
 ) -> Drafts:
     """One intermediate verification: what each request's buffer gains."""
     lengths = np.array([len(tokens) for tokens in drafted.token_ids], dtype=np.int64)
     spans = Spans(round_.rows, round_.slots, round_.starts, lengths)
-    verdicts = ladder.climb(1, spans, attention, check_pass).tolist()
+    verdicts = ladder.climb(1, spans, attention, check_pass)
     gained = Drafts()
+    if sampling is None:
+        checked = _agreed(drafted.token_ids, verdicts.tolist())
+    else:
+        owners = np.repeat(np.arange(len(lengths)), lengths).tolist()
+        verifier = sampling.probabilities(verdicts, owners)
+        checked = check(drafted.token_ids, drafted.distributions, verifier, sampling)
     rest: IntArray = np.empty(len(lengths), dtype=np.int64)
     offset = 0
-    for at, (tokens, confidences) in enumerate(
-        zip(drafted.token_ids, drafted.confidences, strict=True)
+    for at, (tokens, confidences, agreed, own) in enumerate(
+        zip(drafted.token_ids, drafted.confidences, checked.agreed, checked.own, strict=True)
     ):
+        added = [] if own is None else [own]
+        gained.token_ids.append(tokens[:agreed] + added)
+        gained.confidences.append(confidences[:agreed] + [1.0] * len(added))
+        gained.exits.append([1] * agreed + [2] * len(added))
+        rest[at] = round_.starts[at] + agreed + len(added)
+        if sampling is not None:
+            gained.distributions.append(verifier[offset : offset + agreed + len(added)])
+        offset += len(tokens)
+    ladder.retreat(round_.slots, rest)
+    ladder.counters.replaced += sum(own is not None for own in checked.own)
+    return gained
+
+
+def _agreed(drafted: list[list[int]], verdicts: list[int]) -> Checked:
+    """Where the verifier's likeliest tokens first differ from the drafts."""
+    found, offset = Checked(), 0
+    for tokens in drafted:
         own = verdicts[offset : offset + len(tokens)]
         offset += len(tokens)
         agreed = next((i for i, token in enumerate(tokens) if own[i] != token), len(tokens))
-        rejected = agreed < len(tokens)
-        gained.token_ids.append(tokens[:agreed] + own[agreed : agreed + 1])
-        gained.confidences.append(confidences[:agreed] + [1.0] * rejected)
-        gained.exits.append([1] * agreed + [2] * rejected)
-        rest[at] = round_.starts[at] + agreed + rejected
-    ladder.retreat(round_.slots, rest)
-    return gained
+        found.agreed.append(agreed)
+        found.own.append(own[agreed] if agreed < len(tokens) else None)
+    return found

@@ -10,12 +10,13 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.drafting.sampling import Draws, LogitsPass, Sampling
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray
 from vllm_kangaroo.ladder.store import State
@@ -75,38 +76,46 @@ class Drafts:
     confidences: list[list[float]] = field(default_factory=list)
     exits: list[list[int]] = field(default_factory=list)
     """Which exit chose each token: 1 the draft exit, 2 the intermediate verifier. Empty if all are of the first."""
+    distributions: list[Tensor] = field(default_factory=list)
+    """What the tokens were drawn from, ``[tokens, V]``. Empty if none was drawn."""
 
 
 def draft(
     ladder: Ladder,
     drafters: Drafters,
-    draft_pass: DraftPass,
+    draft_pass: DraftPass | LogitsPass,
     attention: ChainAttention,
     threshold: float,
+    sampling: Sampling | None = None,
 ) -> Drafts:
-    """One round of Kangaroo: a chain of drafts per request."""
+    """One round of Kangaroo: a chain of drafts per request, drawn if there is ``sampling``."""
     ladder.counters.rounds += len(drafters.token_ids)
-    return draft_chain(ladder, drafters, draft_pass, attention, threshold)
+    return draft_chain(ladder, drafters, draft_pass, attention, threshold, sampling)
 
 
 def draft_chain(
     ladder: Ladder,
     drafters: Drafters,
-    draft_pass: DraftPass,
+    draft_pass: DraftPass | LogitsPass,
     attention: ChainAttention,
     threshold: float,
+    sampling: Sampling | None = None,
 ) -> Drafts:
     """Draft for every request until it stops.
 
     The rule that ends position k looks only at probabilities of position k and before, so sampling stays exact.
 
     Args:
+        draft_pass: a :class:`LogitsPass` if there is ``sampling``, by which drafts are then drawn.
         threshold: η, in the units of un-tempered probability.
     """
     began = perf_counter()
     in_pass = 0.0
     counters = ladder.counters
     drafts = Drafts([[] for _ in drafters.token_ids], [[] for _ in drafters.token_ids])
+    draws: Draws | None = None
+    if sampling is not None:
+        draws = Draws(cast(LogitsPass, draft_pass), sampling, len(drafters.token_ids))
     steps = int(drafters.limits.max())
     store = ladder.stores[0]
     device = store.device
@@ -120,7 +129,10 @@ def draft_chain(
     with attention.chain(drafters.rows, drafters.starts, steps) as chain:
         while True:
             entered = perf_counter()
-            state, token, confidence = draft_pass(input_ids, chain.positions)
+            if draws is None:
+                state, token, confidence = cast(DraftPass, draft_pass)(input_ids, chain.positions)
+            else:
+                state, token, confidence = draws(alive, input_ids, chain.positions)
             in_pass += perf_counter() - entered
             kept.append(state)
             places.append(at[step])
@@ -148,6 +160,8 @@ def draft_chain(
         strict=True,
     ):
         store.note_tokens(slot, start, [first, *tokens[:-1]])
+    if draws is not None:
+        drafts.distributions = [torch.stack(rows) for rows in draws.distributions]
     counters.draft_steps += step
     counters.drafted += int(lengths.sum())
     counters.draft_seconds += perf_counter() - began

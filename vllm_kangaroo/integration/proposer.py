@@ -20,7 +20,9 @@ from vllm_kangaroo.integration import tiers
 from vllm_kangaroo.integration.adapter import AdapterLayer
 from vllm_kangaroo.integration.attention import PagedAttention
 from vllm_kangaroo.integration.config import plan_of
+from vllm_kangaroo.integration.distributions import DraftDistributions
 from vllm_kangaroo.integration.record import DraftRecord
+from vllm_kangaroo.integration.request_sampling import RequestSampling
 from vllm_kangaroo.ladder.adapter import norm_fingerprint
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 from vllm_kangaroo.ladder.ladder import Ladder
@@ -41,6 +43,7 @@ class EarlyExitProposer:
         self.ladder: Ladder
         self.attention: PagedAttention
         self.record: DraftRecord | None = None
+        self.distributions = DraftDistributions()
 
     def load_model(self, target: nn.Module) -> None:
         """Cut ``target`` at the plan's exits and load the adapters.
@@ -80,6 +83,14 @@ class EarlyExitProposer:
             for t in range(1, len(ranges) - 1)
         ]
         self._top = self._compiled(tiers.TopPass, len(ranges) - 1, tier=ranges[-1])
+        self._draw: list[Any] = []
+        self._weigh: list[Any] = []
+        if self.plan.draft_sample_method == "probabilistic":
+            self._draw = [self._compiled(tiers.DrawingPass, 0, tier=ranges[0], exit=heads[0])]
+            self._weigh = [
+                self._compiled(tiers.WeighingPass, t, tier=ranges[t], exit=heads[t])
+                for t in range(1, len(ranges) - 1)
+            ]
         self.ladder = Ladder(
             lambda input_ids, positions: self._bottom(input_ids, positions)[0],
             [partial(self._run_middle, at) for at in range(len(self._middle))],
@@ -135,15 +146,18 @@ class EarlyExitProposer:
         """
         some = slice(0, self.vllm_config.scheduler_config.max_num_seqs)
         if every_pass:
-            self._draft(input_ids[some].to(torch.int32), positions[some])
+            for run in (self._draft, *self._draw):
+                run(input_ids[some].to(torch.int32), positions[some])
         state = self.ladder.bottom(input_ids, positions)
-        for middle, check in zip(self.ladder.middle, self._check, strict=True):
-            if every_pass:
+        for at, middle in enumerate(self.ladder.middle):
+            for check in (self._check[at], *self._weigh[at : at + 1]) if every_pass else ():
                 check(positions[some], *(part[some].clone() for part in state), *self._pad)
             state = middle(positions, state)
         hidden = self.ladder.top(positions, state)
         if every_pass:
             self._bottom, self._draft = tiers.direct(self._bottom), tiers.direct(self._draft)
+            self._draw = [tiers.direct(run) for run in self._draw]
+            self._weigh = [tiers.direct(run) for run in self._weigh]
             self._middle = [tiers.direct(run) for run in self._middle]
             self._check = [tiers.direct(run) for run in self._check]
             self._top = tiers.direct(self._top)
@@ -156,26 +170,41 @@ class EarlyExitProposer:
         with self.attention.scheduled(spans, positions):
             return self.ladder.complete(spans, input_ids, host_ids, self.attention)
 
-    def draft(self, drafters: Drafters) -> list[list[int]]:
-        """Draft for some requests of the batch: their draft tokens, in the drafters' order."""
+    def draft(self, drafters: Drafters, sampling: RequestSampling | None = None) -> list[list[int]]:
+        """Draft for some requests of the batch: their draft tokens, in the drafters' order.
+
+        Args:
+            sampling: by which drafts are drawn; None takes the likeliest.
+        """
         plan = self.plan
+        draft_pass = self._draft if sampling is None else self._draw[0]
         with self.attention.drafting():
             if plan.tokens_per_round is None:
                 drafts = kangaroo.draft(
-                    self.ladder, drafters, self._draft, self.attention, plan.confidence_threshold
+                    self.ladder,
+                    drafters,
+                    draft_pass,
+                    self.attention,
+                    plan.confidence_threshold,
+                    sampling,
                 )
             else:
+                check = (self._check if sampling is None else self._weigh)[0]
                 drafts = hispec.draft(
                     self.ladder,
                     drafters,
-                    self._draft,
-                    lambda positions, state: self._check[0](positions, *state, *self._pad),
+                    draft_pass,
+                    lambda positions, state: check(positions, *state, *self._pad),
                     self.attention,
                     tokens_per_round=plan.tokens_per_round,
                     threshold=plan.confidence_threshold,
+                    sampling=sampling,
                 )
+        batch = self.attention.runner.input_batch
+        if plan.draft_sample_method == "probabilistic":
+            self.distributions.keep_round([batch.req_ids[row] for row in drafters.rows], drafts)
         if self.record is not None:
-            self.record.note(self.attention.runner.input_batch, drafters, drafts)
+            self.record.note(batch, drafters, drafts)
         return drafts.token_ids
 
     def _run_middle(self, at: int, positions: Tensor, state: State) -> State:

@@ -14,7 +14,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration import greedy
 from vllm_kangaroo.integration.proposer import EarlyExitProposer
-from vllm_kangaroo.ladder.spans import Spans
+from vllm_kangaroo.integration.request_sampling import RequestSampling
+from vllm_kangaroo.ladder.spans import IntArray, Spans
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -113,9 +114,30 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             limits=limits[which],
             stop_ids=[stop_ids[at] for at in which],
         )
-        for row, token_ids in zip(rows, self.drafter.draft(drafters), strict=True):
+        drawn = self.drafter.draft(drafters, self._draft_sampling(rows))
+        for row, token_ids in zip(rows, drawn, strict=True):
             drafts[row] = token_ids
         return drafts
+
+    def _draft_sampling(self, rows: IntArray) -> RequestSampling | None:
+        """How to draw drafts for the requests in ``rows``; None if each gets the likeliest."""
+        batch = self.input_batch
+        metadata = batch.sampling_metadata
+        if self.drafter.plan.draft_sample_method == "greedy" or metadata.all_greedy:
+            return None
+        # vLLM cuts drafts that a grammar forbids: drafts drawn by chance would then be cut by what they are, which
+        # would bias what is sampled in their place.
+        params = [self.requests[batch.req_ids[row]].sampling_params for row in rows]
+        certain = [one is None or one.structured_outputs is not None for one in params]
+        sampling = RequestSampling(metadata, rows, certain)
+        return None if sampling.all_certain else sampling
+
+    def _get_spec_decode_draft_probs(self, spec_decode_metadata: Any) -> Tensor | None:
+        return self.drafter.distributions.of(
+            self.input_batch.req_ids,
+            spec_decode_metadata.num_draft_tokens,
+            spec_decode_metadata.draft_token_ids,
+        )
 
     def _draft_limit(self, newest: int, row: int, params: Any) -> int:
         """Most drafts that can still be of use: the model's length and ``max_tokens`` end a request first."""
@@ -136,8 +158,10 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         gone = scheduler_output.preempted_req_ids or set()
         for request_id in gone | scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self.drafter.ladder.forget(request_id)
+            self.drafter.distributions.drop(request_id)
         for request_id in scheduler_output.finished_req_ids:
             self.drafter.ladder.close(request_id)
+            self.drafter.distributions.drop(request_id)
         return super()._update_states(scheduler_output)
 
     def early_exit_counters(self) -> dict[str, Any]:

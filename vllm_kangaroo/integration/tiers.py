@@ -176,6 +176,30 @@ class DraftingPass(_Pass):
         return state, token_ids.to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
 
 
+class DrawingPass(_Pass):
+    """Tier 1 and the exit head: one token in, float32 logits of the next out."""
+
+    tier: LayerRange
+    exit: ExitHead
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor]:
+        state = self.tier(input_ids, positions, None)
+        return state, self.exit(positions, state).float()
+
+
+class WeighingPass(_Pass):
+    """Layers between two exits and the exit head: the intermediate verifier's float32 logits."""
+
+    tier: LayerRange
+    exit: ExitHead
+
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None
+    ) -> tuple[State, Tensor]:
+        state = self.tier(None, positions, _state(hidden_states, residual))
+        return state, self.exit(positions, state).float()
+
+
 def _state(hidden_states: Tensor, residual: Tensor | None) -> State:
     return (hidden_states,) if residual is None else (hidden_states, residual)
 

@@ -30,6 +30,12 @@ class LadderCounters:
     """Wall time of draft steps, passes included (host clock)."""
     draft_pass_seconds: float = 0.0
     """Wall time of the model passes within draft steps (host clock)."""
+    checks: int = 0
+    """Intermediate verifications, each one pass over some drafts of several requests."""
+    check_seconds: float = 0.0
+    """Wall time of intermediate verifications (host clock)."""
+    replaced: int = 0
+    """Drafts in whose place the intermediate verifier put a token of its own."""
 
     @classmethod
     def for_tiers(cls, tiers: int) -> LadderCounters:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -249,6 +250,7 @@ class Ladder:
             The verdicts of all positions.
         """
         below, store = self.stores[level - 1], self.stores[level]
+        began = perf_counter()
         slots, flat = np.repeat(spans.slots, spans.lengths), spans.positions()
         index = below.index(slots, flat)
         with attention.over(spans) as positions:
@@ -257,6 +259,8 @@ class Ladder:
         self.frontiers[spans.slots, level] = spans.ends
         self.counters.positions[level] += spans.tokens
         self.counters.passes[level] += 1
+        self.counters.checks += 1
+        self.counters.check_seconds += perf_counter() - began
         return verdicts
 
     def retreat(self, slots: IntArray, lengths: IntArray) -> None:
