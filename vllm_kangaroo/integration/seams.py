@@ -101,9 +101,13 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "vllm.v1.sample.metadata:SamplingMetadata",
         "called",
-        "Tells which batches are greedy and ask for nothing else.",
+        "Tells which batches are greedy and ask for nothing else, and by what drafts are drawn.",
         (
             "all_greedy",
+            "temperature",
+            "top_k",
+            "top_p",
+            "generators",
             "no_penalties",
             "max_num_logprobs",
             "logprob_token_ids",
@@ -118,6 +122,18 @@ SEAMS: tuple[Seam, ...] = (
         "called",
         "The drafts of such a batch, and where each request's logits lie.",
         ("draft_token_ids", "num_draft_tokens"),
+    ),
+    Seam(
+        f"{RUNNER}._get_spec_decode_draft_probs",
+        "overridden",
+        "Gives the rejection sampler the distributions that drafts were drawn from.",
+        ("spec_decode_metadata",),
+    ),
+    Seam(
+        "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p",
+        "called",
+        "Cuts an exit's logits as vLLM's sampler cuts the target's.",
+        ("logits", "k", "p"),
     ),
     Seam(
         "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
