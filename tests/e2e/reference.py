@@ -96,8 +96,8 @@ def watch(engine: Engine) -> Iterator[list[Round]]:
     rounds: list[Round] = []
     drafter, draft = engine.proposer, engine.proposer.draft
 
-    def watched(drafters: Drafters) -> list[list[int]]:
-        drafts: list[list[int]] = draft(drafters)
+    def watched(drafters: Drafters, sampling: Any = None) -> list[list[int]]:
+        drafts: list[list[int]] = draft(drafters, sampling)
         kept = engine.runner.input_batch.token_ids_cpu
         for at, row in enumerate(drafters.rows):
             rounds.append(
