@@ -93,7 +93,9 @@ def listen(
     honest = hispec._check
     gained: dict[int, list[int]] = {}
 
-    def check(ladder: Any, round_: Any, drafted: Any, check_pass: Any, attention: Any) -> Any:
+    def check(
+        ladder: Any, round_: Any, drafted: Any, check_pass: Any, attention: Any, sampling: Any
+    ) -> Any:
         verdicts: list[Tensor] = []
 
         def run(positions: Tensor, state: Any) -> Any:
@@ -101,7 +103,7 @@ def listen(
             verdicts.extend(own.split([len(tokens) for tokens in drafted.token_ids]))
             return state, own
 
-        result = honest(ladder, round_, drafted, run, attention)
+        result = honest(ladder, round_, drafted, run, attention, sampling)
         batch = engine.runner.input_batch
         for at, row in enumerate(round_.rows.tolist()):
             committed = batch.token_ids_cpu[row, : batch.num_tokens_no_spec[row]].tolist()
