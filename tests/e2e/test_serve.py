@@ -178,7 +178,7 @@ def test_a_chat_has_the_text_of_vllm_alone(client: openai.OpenAI, plain: dict[st
 
 
 def test_a_request_bound_by_a_grammar_among_others_that_are_not(
-    client: openai.OpenAI, plain: dict[str, Any]
+    client: openai.OpenAI, plain: dict[str, Any], server: Server
 ) -> None:
     """Steps with a grammar take another way through worker and executor than those without."""
     with ThreadPoolExecutor(2) as pool:
@@ -187,6 +187,11 @@ def test_a_request_bound_by_a_grammar_among_others_that_are_not(
         assert beside.result().choices[0].text == plain[PROMPTS[1]].text
     assert re.fullmatch(PATTERN, bound.choices[0].text)
     assert bound.choices[0].text == plain["bound"].text
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    before = server.metrics()[accepted]
+    alone = complete(client, PROMPTS[0], extra_body={"structured_outputs": {"regex": PATTERN}})
+    assert alone.choices[0].text == plain["bound"].text
+    assert server.metrics()[accepted] > before, "no draft was accepted under the grammar"
 
 
 def test_a_stream_brings_several_tokens_a_piece(
