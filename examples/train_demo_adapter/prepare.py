@@ -115,12 +115,6 @@ def novels(folder: Path) -> Iterator[Row | None]:
         yield from chunks(text[begin.end() if begin else 0 : end.start() if end else None])
 
 
-def encyclopedia(folder: Path) -> Iterator[Row | None]:
-    """An opening of an English Wikipedia dump."""
-    for path in sorted(folder.glob("*.txt.xz")):
-        yield from chunks(read(path))
-
-
 def chunks(text: str) -> Iterator[Row]:
     """Text cut at line ends into documents of about `CHUNK` characters."""
     part = ""
@@ -142,8 +136,6 @@ SOURCES: list[tuple[str, Callable[[Path], Iterator[Row | None]], int]] = [
     ("flan-cot", explained, 12000),
     ("dolly", instructions, 8000),
     ("books", novels, 1500),
-    ("books-extra", novels, 1500),
-    ("wiki", encyclopedia, 600),
 ]
 
 
