@@ -1,29 +1,21 @@
 """Have a model continue the prompts of ``prepare.py``: training data in the model's own words.
 
 Drafts are made on what the model itself writes, so its own text belongs in the mix. Each row of
-OUT is ``{"text": ...}``: a prompt as the chat template renders it, and the continuation. With
-``--past-end`` the model goes on after its end-of-turn token, as it does in benchmarks of a fixed
-length; without, it stops there.
+OUT is ``{"token_ids": [...], "answer_start": n}``: a prompt as the chat template renders it, and the
+continuation. With ``--past-end`` the model goes on after its end-of-turn token, as it does in
+benchmarks of a fixed length; without, it stops there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.progress import track
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
-def batches(prompts: list[list[int]], size: int) -> Iterator[list[list[int]]]:
-    """Prompts of like length together, so that little is padding."""
-    ordered = sorted(prompts, key=len)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+from vllm_kangaroo import environment
 
 
 def main(
@@ -40,37 +32,42 @@ def main(
     seed: int = 0,
 ) -> None:
     """Write the model's own continuations of prompts."""
-    torch.manual_seed(seed)
+    environment.apply()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
     tokenizer = AutoTokenizer.from_pretrained(model)
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
-    texts = [
-        tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+    encoded = [
+        tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True)["input_ids"]
         for row in rows[first : first + count]
     ]
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     encoded = [ids for ids in encoded if len(ids) <= max_prompt_tokens]
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    parts = list(batches(encoded, batch_size))
-    with out.open("w", encoding="utf-8") as file:
-        for part in track(parts, description="answering"):
-            width = max(map(len, part))
-            ids = torch.tensor([[pad] * (width - len(row)) + row for row in part])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part])
-            written = net.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=None,
-                eos_token_id=None if past_end else end,
-                pad_token_id=pad,
-                **(sampling if temperature > 0 else {"do_sample": False}),
+    llm = LLM(
+        str(model),
+        max_model_len=max_prompt_tokens + max_new_tokens,
+        max_num_seqs=batch_size,
+        enforce_eager=count < 1000,  # below that, compiling takes longer than it saves
+        seed=seed,
+    )
+    answers = llm.generate(
+        [{"prompt_token_ids": ids} for ids in encoded],
+        [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                ignore_eos=past_end,
+                seed=seed + at,
             )
-            for row, tokens in zip(part, written[:, width:].tolist(), strict=True):
-                if not past_end and end in tokens:
-                    tokens = tokens[: tokens.index(end) + 1]
-                file.write(json.dumps({"text": tokenizer.decode(row + tokens)}) + "\n")
+            for at in range(len(encoded))
+        ],
+    )
+    with out.open("w", encoding="utf-8") as file:
+        for ids, answer in zip(encoded, answers, strict=True):
+            own = list(answer.outputs[0].token_ids)
+            row = {"token_ids": ids + own, "answer_start": len(ids)}
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

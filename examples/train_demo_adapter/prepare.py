@@ -4,8 +4,8 @@ Usage: ``python prepare.py DATA OUT``. DATA holds the folders named in ``SOURCES
 what each is and where it is published); OUT receives
 
 * ``train.jsonl`` and ``held_out.jsonl``: conversations and plain texts,
-* ``prompts_train.jsonl`` and ``prompts_held_out.jsonl``: conversations cut before an answer, for
-  ``answer.py`` to have the model continue.
+* ``prompts_train.jsonl`` and ``prompts_held_out.jsonl``: conversations cut before an answer, and
+  passages and programming tasks to be answered, for ``answer.py`` to have the model continue.
 
 Every fiftieth document of a source is held out.
 """
@@ -28,6 +28,7 @@ Turn = tuple[str, str]
 
 HOLD_OUT_EVERY = 50
 CHUNK = 2000  # characters of a plain-text document
+PASSAGE = 900  # characters of a passage to be summarised
 
 
 def read(path: Path) -> str:
@@ -115,13 +116,26 @@ def novels(folder: Path) -> Iterator[Row | None]:
         yield from chunks(text[begin.end() if begin else 0 : end.start() if end else None])
 
 
-def chunks(text: str) -> Iterator[Row]:
-    """Text cut at line ends into documents of about `CHUNK` characters."""
+def encyclopedia(folder: Path) -> Iterator[Row | None]:
+    """An opening of an English Wikipedia dump."""
+    for path in sorted(folder.glob("*.txt.xz")):
+        yield from chunks(read(path), PASSAGE)
+
+
+def tasks(folder: Path) -> Iterator[Row | None]:
+    """MBPP: what a program is to do."""
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in read(path).splitlines():
+            yield {"text": json.loads(line)["text"]}
+
+
+def chunks(text: str, size: int = CHUNK) -> Iterator[Row]:
+    """Text cut at spaces into documents of about `size` characters."""
     part = ""
     for line in text.splitlines(keepends=True):
         part += line
-        while len(part) >= CHUNK:
-            cut = part.rfind(" ", 0, CHUNK) + 1 or CHUNK
+        while len(part) >= size:
+            cut = part.rfind(" ", 0, size) + 1 or size
             yield {"text": part[:cut].strip()}
             part = part[cut:]
     if part.strip():
@@ -136,6 +150,13 @@ SOURCES: list[tuple[str, Callable[[Path], Iterator[Row | None]], int]] = [
     ("flan-cot", explained, 12000),
     ("dolly", instructions, 8000),
     ("books", novels, 1500),
+]
+
+# Folder, reader, most of them, what the model is asked: texts it was not trained on.
+ASKED: list[tuple[str, Callable[[Path], Iterator[Row | None]], int, str]] = [
+    ("wiki", encyclopedia, 600, "Summarize: {}"),
+    ("books-extra", novels, 600, "{}\n\nWhat happens in this part of the story?"),
+    ("mbpp", tasks, 900, "{}"),
 ]
 
 
@@ -168,12 +189,14 @@ def main(
     seed: int = 0,
 ) -> None:
     """Prepare the inputs of demo adapter training."""
-    rng = random.Random(seed)
+    rng, rng_of_asked = random.Random(seed), random.Random(seed + 1)
     parts: dict[str, list[Row]] = {"train": [], "held_out": []}
+    asked: dict[str, list[Row]] = {"train": [], "held_out": []}
     console = Console()
-    for folder, reader, most in SOURCES:
+    for folder in [source[0] for source in (*SOURCES, *ASKED)]:
         if not (data / folder).is_dir():
             raise typer.BadParameter(f"{data} has no folder '{folder}'; see README.md")
+    for folder, reader, most in SOURCES:
         # Keyed by the opening, for the two copies of Dolly overlap.
         rows = list({opening(row): row for row in reader(data / folder) if row}.values())
         rng.shuffle(rows)
@@ -181,11 +204,23 @@ def main(
         console.print(f"{folder}: {len(rows)} documents")
         parts["held_out"] += rows[::HOLD_OUT_EVERY]
         parts["train"] += [row for i, row in enumerate(rows) if i % HOLD_OUT_EVERY]
+    for folder, reader, most, form in ASKED:
+        texts = [str(row["text"]) for row in reader(data / folder) if row]
+        rng_of_asked.shuffle(texts)
+        rows = [
+            {"messages": [{"role": "user", "content": form.format(text[:PASSAGE])}]}
+            for text in texts[:most]
+        ]
+        console.print(f"{folder}: {len(rows)} prompts")
+        asked["held_out"] += rows[::HOLD_OUT_EVERY]
+        asked["train"] += [row for i, row in enumerate(rows) if i % HOLD_OUT_EVERY]
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in parts.items():
         rng.shuffle(rows)
         write(out / f"{name}.jsonl", rows[:documents])
         prompts = [prompt for row in rows if (prompt := cut_before_an_answer(row, rng))]
+        prompts += asked[name]
+        rng_of_asked.shuffle(prompts)
         write(out / f"prompts_{name}.jsonl", prompts)
 
 

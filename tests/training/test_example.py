@@ -55,6 +55,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("books", "books-extra"):
         packed(data / folder / "1.txt.xz", f"{folder} {book}")
     packed(data / "wiki" / "w.txt.xz", "Anarchism is a philosophy.")
+    (data / "mbpp").mkdir()
+    (data / "mbpp" / "mbpp.jsonl").write_text(json.dumps({"text": "Write a function."}))
     run("prepare.py", data, out)
     return out
 
@@ -75,7 +77,17 @@ def test_prepared_rows(prepared: Path) -> None:
     ]
     texts = [row["text"] for row in found if "text" in row]
     assert all("Licence" not in text and "***" not in text for text in texts)
-    assert "Anarchism is a philosophy." in texts
+    assert len(texts) == 3 and all("upon a time" in text for text in texts)
+
+
+def test_prompts_ask_for_an_answer(prepared: Path) -> None:
+    found = rows(prepared / "prompts_train.jsonl") + rows(prepared / "prompts_held_out.jsonl")
+    asked = [row["messages"][-1] for row in found]
+    assert {message["role"] for message in asked} == {"user"}
+    contents = [message["content"] for message in asked]
+    assert "Summarize: Anarchism is a philosophy." in contents
+    assert "Write a function." in contents
+    assert any(text.endswith("What happens in this part of the story?") for text in contents)
 
 
 def test_answers_can_be_trained_on(prepared: Path) -> None:
@@ -83,12 +95,11 @@ def test_answers_can_be_trained_on(prepared: Path) -> None:
     options = ("--temperature", 0, "--max-new-tokens", 12)
     prompts = prepared / "prompts_held_out.jsonl"
     run("answer.py", "--model", demo_model_path(), "--prompts", prompts, "--out", out, *options)
-    texts = [row["text"] for row in rows(out)]
-    assert len(texts) == len(rows(prompts)) > 0
+    found = rows(out)
+    assert 0 < len(found) <= len(rows(prompts))
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
-    for text, document in zip(texts, read_documents([out], tokenizer), strict=True):
-        asked, mark, answer = text.partition("<|assistant|>\n")
-        assert asked.startswith("<|bos|><|user|>\n") and mark and answer
-        assert tokenizer.decode(document.ids).removesuffix("<|end|>") == text.removesuffix(
-            "<|end|>"
-        )
+    for row, document in zip(found, read_documents([out], tokenizer), strict=True):
+        asked = tokenizer.decode(row["token_ids"][: row["answer_start"]])
+        assert asked.startswith("<|bos|><|user|>\n") and asked.endswith("<|assistant|>\n")
+        assert document.ids.tolist() == row["token_ids"]
+        assert 0 < document.counted.sum() <= 12
