@@ -154,8 +154,8 @@ SOURCES: list[tuple[str, Callable[[Path], Iterator[Row | None]], int]] = [
 
 # Folder, reader, most of them, what the model is asked: texts it was not trained on.
 ASKED: list[tuple[str, Callable[[Path], Iterator[Row | None]], int, str]] = [
-    ("wiki", encyclopedia, 600, "Summarize: {}"),
-    ("books-extra", novels, 600, "{}\n\nWhat happens in this part of the story?"),
+    ("wiki", encyclopedia, 2000, "Summarize: {}"),
+    ("books-extra", novels, 2000, "{}\n\nWhat happens in this part of the story?"),
     ("mbpp", tasks, 900, "{}"),
 ]
 

@@ -69,7 +69,16 @@ def test_from_a_model_to_settings(
     assert adapter.agreement > bare.agreement > 0.2
     assert adapter.acceptance > bare.acceptance > 0.2
     assert found.costs.plain > 0 and found.costs.draft(1) > 0 and bare.hispec is None
-    assert found.best.speedup == max(bare.kangaroo.speedup, adapter.kangaroo.speedup)
+    # Both are run, and the faster one is taken, whatever was predicted of them.
+    assert sorted(each.predicted.speedup for each in found.finalists) == sorted(
+        each.kangaroo.speedup for each in (bare, adapter)
+    )
+    fastest = max(found.finalists, key=lambda each: each.speedup)
+    assert found.best.speculative_config == fastest.predicted.speculative_config
+    assert found.best.speedup == fastest.speedup
+    for each in found.finalists:
+        predicted = each.predicted.acceptance_length
+        assert each.acceptance_length == pytest.approx(predicted, rel=0.02)
     assert found.verification is not None
     # In float32 the engine accepts what the record says; how long that takes is not tested here.
     verified = found.verification

@@ -37,6 +37,12 @@ class ProfileOptions(BaseModel):
     eager: bool = Field(default=False, description="compile no engine, as --enforce-eager does")
     device: str = Field(default="cpu", description="where transformers runs: cpu, cuda, ...")
     seed: int = Field(default=0, ge=0, description="choice of prompts")
+    finalists: int = Field(
+        default=3,
+        ge=0,
+        description="settings of the highest predictions that are run before one is chosen; 0 trusts "
+        "the predictions",
+    )
     verify: bool = Field(
         default=False, description="run the best settings and compare with the prediction"
     )

@@ -43,10 +43,15 @@ def print_profile(result: ProfileResult, model: str, console: Console) -> None:
                 f"best {method}: predicted {best.speedup:.2f}x, {best.acceptance_length:.2f} tokens "
                 f"a round of {best.drafts_per_round:.2f} drafts: {json.dumps(best.speculative_config)}"
             )
+    for finalist in result.finalists:
+        console.print(
+            f"run: {finalist.speedup:.2f}x, {finalist.acceptance_length:.2f} tokens a round: "
+            f"{json.dumps(finalist.predicted.speculative_config)}"
+        )
     if result.verification is not None:
         found = result.verification
         console.print(
-            f"measured: {found.speedup:.2f}x, {found.acceptance_length:.2f} tokens a round, where "
+            f"on other prompts: {found.speedup:.2f}x, {found.acceptance_length:.2f} tokens a round, where "
             f"{found.predicted.speedup:.2f}x and {found.predicted.acceptance_length:.2f} were "
             f"predicted ({found.error:+.0%})"
         )

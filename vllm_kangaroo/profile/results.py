@@ -25,11 +25,24 @@ class ExitFigures(BaseModel):
     hispec: Prediction | None
 
 
+class Finalist(BaseModel):
+    """One of the best settings, run on the prompts that its prediction is made of."""
+
+    predicted: Prediction
+    speedup: float
+    acceptance_length: float
+
+    @property
+    def correction(self) -> float:
+        """By which the prediction was off; it holds for other prompts too."""
+        return self.speedup / self.predicted.speedup
+
+
 class Verification(BaseModel):
     """The best settings, run."""
 
     predicted: Prediction
-    """On the prompts run, which had no part in the choice."""
+    """On the prompts run, which had no part in the choice, corrected as the finalist was."""
     speedup: float
     acceptance_length: float
 
@@ -52,7 +65,9 @@ class ProfileResult(BaseModel):
     costs: CostModel
     adapter_costs: dict[str, HeadCost]
     exits: list[ExitFigures]
+    finalists: list[Finalist]
     best: Prediction
+    """The fastest finalist, with the speed-up measured; the highest prediction if none was run."""
     verification: Verification | None
     provenance: Provenance
 
