@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from vllm.config import (
     CacheConfig,
+    LoRAConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
     SpeculativeConfig,
     VllmConfig,
 )
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -44,6 +46,7 @@ def make_scheduler(
     prefix_caching: bool = False,
     asynchronous: bool = False,
     policy: str = "fcfs",
+    adapters: int = 0,
     scheduler_cls: type = LapsSdScheduler,
     **options: Any,
 ) -> Any:
@@ -73,6 +76,7 @@ def make_scheduler(
         ),
         cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=prefix_caching),
         speculative_config=speculative,
+        lora_config=LoRAConfig(max_loras=adapters, max_lora_rank=8) if adapters else None,
         additional_config={"laps_sd": {"predictor": "empirical", **options}},
     )
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -198,25 +202,31 @@ class Host:
         self.steps = 0
 
     def add(self, prompt: list[int], **options: Any) -> str:
-        """A request; ``priority`` and ``hint`` among the options, the rest for sampling."""
+        """A request; ``priority``, ``hint``, ``adapter`` and ``session`` among the options, the rest for sampling."""
         name = f"r{self.count}"
         self.count += 1
+        self.alive[name] = request = self.request(name, prompt, **options)
+        self.tokens[name] = []
+        self.scheduler.add_request(request)
+        return name
+
+    def request(self, name: str, prompt: list[int], **options: Any) -> Request:
+        """As vLLM's engine would make it."""
         priority, hint = options.pop("priority", 0), options.pop("hint", None)
+        adapter, session = options.pop("adapter", 0), options.pop("session", False)
         extra = None if hint is None else {"expected_output_tokens": hint}
         params = SamplingParams(temperature=0.0, stop_token_ids=[STOP], extra_args=extra, **options)
         params.update_from_generation_config({}, eos_token_id=None)
-        request = Request(
+        return Request(
             request_id=name,
             prompt_token_ids=prompt,
             sampling_params=params,
             pooling_params=None,
             priority=priority,
+            lora_request=LoRARequest(f"adapter{adapter}", adapter, "/none") if adapter else None,
+            resumable=session,
             block_hasher=get_request_block_hasher(BLOCK, sha256),
         )
-        self.alive[name] = request
-        self.tokens[name] = []
-        self.scheduler.add_request(request)
-        return name
 
     def abort(self, name: str) -> None:
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
@@ -277,12 +287,15 @@ class Host:
         assert len(everywhere) == len(set(everywhere)), "a request is in two places"
         assert set(everywhere) == set(self.alive) == set(scheduler.requests)
         if scheduler.pause_state == PauseState.UNPAUSED:
-            assert scheduler.get_num_unfinished_requests() == len(self.alive)
+            left = scheduler.get_num_unfinished_requests()
+            assert left + scheduler.num_waiting_for_streaming_input == len(self.alive)
         assert set(scheduled) <= set(places[0])
+        if not places[3]:
+            assert set(places[0]) == set(scheduler.laps.running), "the policy thinks otherwise"
         assert scheduled or not self.alive or self.depth > 1 or not scheduler.running, (
             "nothing was scheduled"
         )
-        self.check_blocks(places[0] + places[1])
+        self.check_blocks(places[0] + places[1] + places[3])
 
     def check_blocks(self, holders: list[str]) -> None:
         """Blocks in use are those of requests that have KV, each counted as often as it is used."""

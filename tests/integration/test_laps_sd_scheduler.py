@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.request import RequestStatus
 
 from tests.integration.laps_sd_host import BLOCK, Host, answer
 from vllm_kangaroo import LapsSdScheduler
@@ -178,6 +179,50 @@ def test_a_wrong_hint_ends_that_request_alone():
     assert str(host.ended[wrong]) == "error"
     assert str(host.ended[right]) == "length"
     assert host.tokens[wrong] == []
+
+
+def test_no_more_adapters_run_at_a_time_than_the_engine_takes():
+    host = Host(0, blocks=64, max_num_seqs=3, adapters=1, **TINY)
+    adapters = {quick(host, tokens=12 + at, adapter=at % 3): at % 3 for at in range(9)}
+    mixed = False
+    while host.alive:
+        used = {adapters[name] for name in host.step().num_scheduled_tokens}
+        assert len(used - {0}) <= 1
+        mixed |= len(used) > 1
+    assert mixed, "nothing ran beside an adapter"
+    assert host.scheduler.pauses > 0
+    check_answers(host)
+    host.drain()
+
+
+def test_a_session_waits_for_input_without_the_policy_and_goes_on():
+    host = Host(0, blocks=64, max_num_seqs=2, **TINY | {"max_wait_s": 100.0})
+    session = quick(host, tokens=3, session=True)
+    request, scheduler = host.alive[session], host.scheduler
+    other = quick(host, tokens=60)
+    while session not in host.ended:
+        host.step()
+    host.alive[session] = request  # it has ended its turn only
+    assert request.status == RequestStatus.WAITING_FOR_STREAMING_REQ
+    assert session not in scheduler.laps
+    third = quick(host, tokens=2)
+    assert list(host.step().num_scheduled_tokens) == [third], "a session keeps its place"
+    assert other in scheduler.paused
+    del host.ended[session]
+    host.runner.answered[session] = 0
+    first = host.tokens.pop(session)
+    host.tokens[session] = []
+    scheduler.add_request(host.request(session, [6] * 20, max_tokens=4, session=True))
+    while session not in host.ended:
+        host.step()
+    host.alive[session] = request
+    assert first == host.tokens[session][:3] == [answer(session, at) for at in range(3)]
+    assert len(host.tokens[session]) == 4
+    scheduler.add_request(host.request(session, [], max_tokens=1))  # the end of the input
+    del host.alive[session]
+    host.drain()
+    check_answers(host)
+    assert len(host.tokens[other]) == 60
 
 
 def test_figures_travel_in_the_stats():

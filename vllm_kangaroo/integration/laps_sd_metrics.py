@@ -21,15 +21,18 @@ class StatsPacker:
     def __init__(self, policy: LapsSdPolicy) -> None:
         self._tally = policy.tally
         self._sent: dict[str, int] = {}
+        self._gauges = [
+            (f"{PREFIX}queue.{queue}.non_perceptible", f"{PREFIX}queue.{queue}.perceptible")
+            for queue in range(len(policy.tally.queued))
+        ]
 
     def pack(self, stats: Any, paused: int, pauses: int, evictions: int) -> None:
         """Gauges as they are, counters as what they gained, observations one by one in microseconds."""
         tally = self._tally
         out: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
         out[PREFIX + "paused"] = paused
-        for queue, (unknown, known) in enumerate(tally.queued):
-            out[f"{PREFIX}queue.{queue}.non_perceptible"] = unknown
-            out[f"{PREFIX}queue.{queue}.perceptible"] = known
+        for names, counts_of_queue in zip(self._gauges, tally.queued, strict=True):
+            out[names[0]], out[names[1]] = counts_of_queue
         counts = {
             "pauses": pauses,
             "evictions": evictions,

@@ -22,7 +22,8 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_kangaroo.integration.laps_sd_config import refuse_unsupported, scheduler_options
 from vllm_kangaroo.integration.laps_sd_metrics import StatsPacker
 from vllm_kangaroo.integration.laps_sd_queue import StagedRequestQueue
-from vllm_kangaroo.integration.laps_sd_steps import Scheduled, progress_of
+from vllm_kangaroo.integration.laps_sd_room import Room
+from vllm_kangaroo.integration.laps_sd_steps import Scheduled, StepLedger
 from vllm_kangaroo.laps_sd.build import build_policy
 from vllm_kangaroo.laps_sd.lengths import RequestFacts, read_hint
 from vllm_kangaroo.laps_sd.options import LapsSdError
@@ -72,8 +73,9 @@ class LapsSdScheduler(Scheduler):
         self._last_output = 0.0
         self._stats = StatsPacker(self.laps)
         self._step_log = Path(options.step_log).expanduser() if options.step_log else None
+        self._ledger = StepLedger(self.laps, 1 + self.num_spec_tokens)
         self._allocate_slots = self.kv_cache_manager.allocate_slots
-        self.kv_cache_manager.allocate_slots = self._allocate_or_evict
+        self._room = Room(self)
 
     # Requests come and go
 
@@ -120,6 +122,7 @@ class LapsSdScheduler(Scheduler):
         self._blocked.pop(name, None)
         self._wrong.discard(name)
         if name in self.laps:
+            self._ledger.leave(name)
             ended = request.status in FINISHED_BY_ITSELF
             self.laps.remove(name, output_tokens=request.num_output_tokens if ended else None)
 
@@ -134,13 +137,8 @@ class LapsSdScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """Choose, arrange, and let vLLM schedule what is left to see."""
         started = time.monotonic()
-        for request in list(self._blocked.values()):
-            if request.request_id not in self._wrong and self._handle_blocked_waiting_request(
-                request
-            ):
-                del self._blocked[request.request_id]
-                self.deferred_waiting.discard(request)
-                self._tell(request)
+        if self._blocked:
+            self._unblock()
         strangers = bool(self.kv_holding_waiting)
         staged = self._arrange(started)
         output = super().schedule(throttle_prefills)
@@ -153,39 +151,64 @@ class LapsSdScheduler(Scheduler):
             self._steps[id(output)] = Scheduled(started, self._kv_tokens(output))
         return output
 
+    def _unblock(self) -> None:
+        for request in list(self._blocked.values()):
+            if request.request_id not in self._wrong and self._handle_blocked_waiting_request(
+                request
+            ):
+                del self._blocked[request.request_id]
+                self.deferred_waiting.discard(request)
+                self._tell(request)
+
     def _kv_tokens(self, output: Any) -> int:
         if self._step_log is None:
             return 0
         return sum(self.requests[name].num_computed_tokens for name in output.num_scheduled_tokens)
 
     def _arrange(self, now: float) -> list[Request]:
-        """Show vLLM what the policy has chosen, and pause the rest of those that have KV."""
+        """Show vLLM what the policy has chosen, and pause the rest of those that have KV.
+
+        What goes on running is left as it is: the work is that of the changes.
+        """
         capacity = min(self.max_num_active_reqs, self.max_num_running_reqs)
         capacity -= self.num_waiting_for_streaming_input
-        capacity -= sum(
-            not self._is_blocked_waiting_status(each.status) for each in self.kv_holding_waiting
-        )
-        names = self.laps.select(max(capacity, 0), now, self._admission())
-        chosen = [self.requests[str(name)] for name in names]
-        self._make_room(chosen)
-        running = [each for each in chosen if each.status == RequestStatus.RUNNING]
-        shown = {each.request_id for each in running}
-        for request in self.running:
-            if request.request_id not in shown:
-                self._pause(request)
-        for name in shown:
-            self.paused.pop(name, None)
-        self.running = running
-        staged = [each for each in chosen if each.status != RequestStatus.RUNNING]
+        if self.kv_holding_waiting:
+            capacity -= sum(
+                not self._is_blocked_waiting_status(each.status) for each in self.kv_holding_waiting
+            )
+        started, stopped = self.laps.choose(max(capacity, 0), now, self._admission())
+        if stopped:
+            for name in stopped:
+                self._pause(self.requests[str(name)])
+            self.running = [each for each in self.running if each.request_id not in self.paused]
+        staged = []
+        for name in started:
+            request = self.requests[str(name)]
+            self._ledger.watch(name)
+            if request.status == RequestStatus.RUNNING:
+                del self.paused[request.request_id]
+                self.running.append(request)
+            else:
+                staged.append(request)
+        scarce = self._room.is_scarce(staged)
+        if scarce:  # then it matters who comes first, and who is last
+            self.running.sort(key=lambda each: self.laps.rank(each.request_id))
+        if self._refused is not None:
+            self._make_room(staged)
         self.waiting.stage(staged)
         if self.use_v2_model_runner:  # its paused requests keep a slot each
-            while self.paused and len(chosen) + len(self.paused) > self.max_num_running_reqs:
+            chosen = len(self.running) + len(staged)
+            while self.paused and chosen + len(self.paused) > self.max_num_running_reqs:
                 self._evict_paused()
+        self.kv_cache_manager.allocate_slots = (
+            self._allocate_or_evict if scarce else self._allocate_slots
+        )
         return staged
 
     def _pause(self, request: Request) -> None:
         self.paused[request.request_id] = request
         self.pauses += 1
+        self._ledger.settle(request.request_id)
 
     def _admission(self) -> Any:
         """Whether a request may join the step, beside what the policy wants; None if nothing can hinder one."""
@@ -230,20 +253,19 @@ class LapsSdScheduler(Scheduler):
             # Where steps overlap, one begins when the results of that before it have come.
             seconds = now - max(step.started, self._last_output)
             self._last_output = now
-            progress = progress_of(scheduler_output, model_runner_output, self.requests)
-            self.laps.report(progress, seconds, now)
+            self._ledger.take(scheduler_output, model_runner_output, seconds, now)
             if self._step_log is not None:
-                self._log_step(progress, seconds, step.kv_tokens)
+                self._log_step(scheduler_output, seconds, step.kv_tokens)
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def _log_step(self, progress: Any, seconds: float, kv_tokens: int) -> None:
+    def _log_step(self, output: Any, seconds: float, kv_tokens: int) -> None:
         assert self._step_log is not None
         record = StepRecord(
             seconds=max(seconds, 1e-9),
-            requests=len(progress),
-            tokens=sum(one.prompt_tokens + one.rounds + one.drafted for one in progress),
+            requests=len(output.num_scheduled_tokens),
+            tokens=output.total_num_scheduled_tokens,
             kv_tokens=kv_tokens,
-            drafts=max(one.drafted for one in progress),
+            drafts=max(map(len, output.scheduled_spec_decode_tokens.values()), default=0),
         )
         with self._step_log.open("a") as log:
             log.write(record.model_dump_json() + "\n")
@@ -264,19 +286,15 @@ class LapsSdScheduler(Scheduler):
         victim = max(self.paused, key=self.laps.rank)
         self._preempt_request(self.paused[victim], time.monotonic())
 
-    def _make_room(self, chosen: list[Request]) -> None:
+    def _make_room(self, staged: list[Request]) -> None:
         """A chosen request found no blocks in the step before: the least urgent one that runs makes room for it."""
         refused, self._refused = self._refused, None
-        if refused is None or not any(
-            each.request_id == refused and each.status != RequestStatus.RUNNING for each in chosen
-        ):
+        assert refused is not None
+        if not self.running or not any(each.request_id == refused for each in staged):
             return
-        running = [each for each in chosen if each.status == RequestStatus.RUNNING]
-        if running and self.laps.outranks(refused, running[-1].request_id):
-            victim = running[-1]
-            if victim in self.running:
-                self.running.remove(victim)
-            chosen.remove(victim)
+        victim = max(self.running, key=lambda each: self.laps.rank(each.request_id))
+        if self.laps.outranks(refused, victim.request_id):
+            self.running.remove(victim)
             self._preempt_request(victim, time.monotonic())
 
     def _preempt_request(
@@ -287,6 +305,7 @@ class LapsSdScheduler(Scheduler):
         name = request.request_id
         self.paused.pop(name, None)
         if name in self.laps:
+            self._ledger.evicted(name)
             self.laps.evicted(name, request.num_tokens)
             self.laps.release(name)
 

@@ -1,12 +1,18 @@
-"""What a step did for each request, as the policy wants to hear it."""
+"""What steps did for each request, kept in arrays until the policy needs to look at one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from vllm_kangaroo.laps_sd.service import Progress
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+from vllm_kangaroo.laps_sd.service import Progress, RequestId
+
+SECONDS, ROUNDS, TOKENS, SQUARES = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +24,164 @@ class Scheduled:
     kv_tokens: int
 
 
-def progress_of(output: Any, results: Any, requests: Mapping[str, Any]) -> list[Progress]:
-    """Progress of every request of a step.
+class StepLedger:
+    """Adds up the rounds of requests, and tells the policy of one when that may change its place.
 
-    Args:
-        output: vLLM's ``SchedulerOutput``.
-        results: the ``ModelRunnerOutput`` that belongs to it, not yet taken in by the scheduler.
-        requests: the scheduler's, by id. One that has ended meanwhile still took its share of the step.
+    The policy says after how many rounds, or seconds charged, it wants to look at a request again. Prompts, and all of
+    a step of up to :data:`LOOKS` requests that are due, are told at once; where more are due, the rest are in the steps
+    that follow, so that a large batch costs each step about the same.
     """
-    drafts = output.scheduled_spec_decode_tokens
-    invalid = output.num_invalid_spec_tokens or {}
-    sampled, index = results.sampled_token_ids, results.req_id_to_index
-    step = []
-    for name, scheduled in output.num_scheduled_tokens.items():
-        drafted = len(drafts[name]) if name in drafts else 0
-        at = index.get(name)
-        new = len(sampled[at]) if sampled and at is not None else 0
-        if new and scheduled == drafted + 1:
-            real = drafted - invalid.get(name, 0)
-            step.append(Progress(name, 0, 1, real, min(new - 1, real), new))
+
+    LOOKS = 8
+    """Most decoding requests told of after one step."""
+
+    def __init__(self, policy: LapsSdPolicy, most_positions: int) -> None:
+        self._policy = policy
+        self._most = most_positions
+        """Positions that one decoding round of a request can have."""
+        self._slots: dict[RequestId, int] = {}
+        self._free: list[int] = []
+        self._pending = np.zeros((1, 4))
+        """By slot: seconds, rounds, tokens of rounds, their squares. Slot 0 is that of requests that have ended."""
+        self._answering = np.zeros(1, dtype=bool)
+        """Whether the prompt is through, by slot."""
+        self._look = np.full(1, inf)
+        self._sink = np.full(1, inf)
+        self._ended = np.zeros(1)
+        self._names: list[RequestId] = []
+        self._at = np.zeros(0, dtype=np.int64)
+        self._steady = False
+        """Whether all of the last step were decoding, and the requests have been the same since."""
+        self._turn = 0
+
+    def take(self, output: Any, results: Any, seconds: float, now: float) -> None:
+        """Account for a step.
+
+        Args:
+            output: vLLM's ``SchedulerOutput``.
+            results: the ``ModelRunnerOutput`` that belongs to it, not yet taken in by the scheduler.
+            seconds: that it took.
+            now: when its results came.
+        """
+        scheduled = output.num_scheduled_tokens
+        names, sampled = results.req_ids, results.sampled_token_ids
+        if len(names) != len(scheduled):
+            index, found = results.req_id_to_index, sampled
+            names = list(scheduled)
+            sampled = [found[index[name]] if found and name in index else () for name in names]
+        size = len(names)
+        at = self._places(names)
+        new = np.fromiter(map(len, sampled), np.int64, size) if sampled else np.zeros(size, int)
+        total = output.total_num_scheduled_tokens
+        rate, chosen, answer = seconds / max(total, 1), None, new
+        if self._steady and total == size * self._most and int(new.min()) > 0:
+            # All decode with all their drafts.
+            spent: NDArray[np.float64] | float = rate * self._most
+            self._policy.costs.observe(rate, seconds, size, int(new.sum()), 0)
+            self._policy.follow_costs()
         else:
-            step.append(Progress(name, scheduled, new_tokens=new))
-    return step
+            positions = np.fromiter(map(scheduled.__getitem__, names), np.int64, size)
+            rounds = self._answering[at] & (new > 0) & (positions <= self._most)
+            chosen, prompts = np.flatnonzero(rounds), np.flatnonzero(~rounds).tolist()
+            self._steady = not prompts
+            at, answer, decoding = at[chosen], new[chosen], positions[chosen]
+            spent = rate * decoding
+            decode_s, prompt = rate * int(decoding.sum()), int(positions[prompts].sum())
+            costs = self._policy.costs
+            costs.observe(rate, decode_s, len(answer), int(answer.sum()), prompt)
+            self._policy.follow_costs()
+            for each in prompts:
+                one = Progress(names[each], int(positions[each]), new_tokens=int(new[each]))
+                self._tell_prompt(one, rate * one.prompt_tokens, now - seconds, now)
+            if not len(answer):
+                return
+        done = np.empty((len(answer), 4))
+        done[:, SECONDS] = spent
+        done[:, ROUNDS] = 1
+        done[:, TOKENS] = answer
+        done[:, SQUARES] = answer * answer
+        done += self._pending[at]
+        self._pending[at] = done
+        self._ended[at] = now
+        due = (done[:, ROUNDS] >= self._look[at]) | (done[:, SECONDS] > self._sink[at])
+        for each in self._next(np.flatnonzero(due).tolist()):
+            self.settle(names[each if chosen is None else int(chosen[each])])
+
+    def _next(self, due: list[int]) -> list[int]:
+        """Those whose turn it is."""
+        if len(due) <= self.LOOKS:
+            return due
+        first = next((at for at, each in enumerate(due) if each > self._turn), 0)
+        turn = (due[first:] + due[:first])[: self.LOOKS]
+        self._turn = turn[-1]
+        return turn
+
+    def _places(self, names: list[RequestId]) -> NDArray[np.int64]:
+        if names != self._names:
+            found = list(map(self._slots.get, names))
+            if None in found:
+                found = [
+                    self._enter(name) if slot is None else slot
+                    for name, slot in zip(names, found, strict=True)
+                ]
+            self._names, self._steady = list(names), False
+            self._at = np.array(found, dtype=np.int64)
+        return self._at
+
+    def _enter(self, name: RequestId) -> int:
+        if name not in self._policy:
+            return 0
+        if not self._free:
+            size = len(self._look)
+            self._free = list(range(2 * size - 1, size - 1, -1))
+            self._pending = np.vstack((self._pending, np.zeros((size, 4))))
+            self._answering = np.concatenate((self._answering, np.zeros(size, dtype=bool)))
+            self._look = np.concatenate((self._look, np.full(size, inf)))
+            self._sink = np.concatenate((self._sink, np.full(size, inf)))
+            self._ended = np.concatenate((self._ended, np.zeros(size)))
+        slot = self._slots[name] = self._free.pop()
+        return slot
+
+    def _tell_prompt(self, one: Progress, seconds: float, began: float, ended: float) -> None:
+        self._policy.account(one, seconds, began, ended)
+        if slot := self._slots.get(one.request_id):
+            self._answering[slot] |= one.new_tokens > 0
+            self.watch(one.request_id)
+
+    def settle(self, name: RequestId) -> None:
+        """Tell the policy what it has not been told of a request."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return
+        seconds, rounds, tokens, squares = self._pending[slot].tolist()
+        if rounds:
+            self._pending[slot] = 0.0
+            ended = float(self._ended[slot])
+            one = Progress(name, 0, int(rounds), 0, 0, int(tokens), int(squares))
+            self._policy.account(one, seconds, ended, ended)
+        self.watch(name)
+
+    def watch(self, name: RequestId) -> None:
+        """Note when the policy wants to look at a request again."""
+        slot = self._slots.get(name)
+        if slot is not None:
+            entry = self._policy.entry(name)
+            urgent = entry.starved or not entry.running
+            self._look[slot] = 0 if urgent else entry.look_again - entry.rounds
+            self._sink[slot] = entry.sinks_at - entry.attained
+
+    def evicted(self, name: RequestId) -> None:
+        """A request has lost its KV: what it runs next is prompt."""
+        self.settle(name)
+        if slot := self._slots.get(name):
+            self._answering[slot] = self._steady = False
+
+    def leave(self, name: RequestId) -> None:
+        """A request has ended, or is about to."""
+        self.settle(name)
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            self._answering[slot] = False
+            self._look[slot] = self._sink[slot] = inf
+            self._free.append(slot)
+            self._names, self._steady = [], False

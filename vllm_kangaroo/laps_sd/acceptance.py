@@ -63,12 +63,19 @@ class Acceptance:
         self._block_sum = 0.0
         self.drifts = 0
 
-    def add(self, tokens: float, window: int, drift_sigmas: float) -> None:
-        """A round, and the tokens it brought."""
-        self._square += tokens * tokens
+    def add(
+        self,
+        tokens: float,
+        window: int,
+        drift_sigmas: float,
+        rounds: int = 1,
+        squares: float | None = None,
+    ) -> None:
+        """A round and the tokens it brought; or several, with the sum of the squares of what each brought."""
+        self._square += tokens * tokens if squares is None else squares
         self._block_sum += tokens
-        self._block_n += 1
-        if self._block_n == window:
+        self._block_n += rounds
+        if self._block_n >= window:
             self._close_block(drift_sigmas)
 
     def _close_block(self, drift_sigmas: float) -> None:
@@ -114,3 +121,10 @@ class Acceptance:
         if seen < window:
             return inf
         return Z95 * sqrt(max(self.variance, FLOOR) / seen)
+
+    def rounds_to(self, half_width: float, prior: AcceptancePrior, window: int) -> float:
+        """Further rounds until :meth:`half_width` is that narrow, should they be like those before."""
+        seen, wanted = self.seen, (Z95 / half_width) ** 2  # one over the variance to reach
+        if prior.between < inf:
+            return (wanted - 1.0 / prior.between) * max(prior.within, FLOOR) - seen
+        return max(wanted * max(self.variance, FLOOR), window) - seen

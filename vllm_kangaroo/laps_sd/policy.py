@@ -13,9 +13,10 @@ than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are o
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from math import inf
+from operator import attrgetter
 
 from vllm_kangaroo.laps_sd.acceptance import AcceptancePrior
 from vllm_kangaroo.laps_sd.entry import Entry, Key
@@ -25,6 +26,8 @@ from vllm_kangaroo.laps_sd.queues import ReadyQueue
 from vllm_kangaroo.laps_sd.service import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.tally import Tally
 
+_key = attrgetter("key")
+
 
 class LapsSdPolicy:
     """Which requests to run. Deterministic: the same events in the same order give the same answers.
@@ -32,7 +35,7 @@ class LapsSdPolicy:
     Times are in seconds of one clock of the host's, which never goes back.
     """
 
-    PATIENCE = 0.1
+    PATIENCE = 0.2
     """Share of the rounds that are left, after which a running perceptible request is looked at again."""
 
     def __init__(self, options: LapsSdOptions, predictor: LengthPredictor) -> None:
@@ -43,6 +46,8 @@ class LapsSdPolicy:
         self.tally = Tally(options.queues)
         self._entries: dict[RequestId, Entry] = {}
         self._running: list[Entry] = []
+        self._least: Entry | None = None
+        """The least urgent of those that run, where it is known."""
         self._ready = ReadyQueue()
         self._arrivals = 0
         self._bounds: list[float] = []
@@ -85,7 +90,7 @@ class LapsSdPolicy:
         """
         entry = self._entries.pop(request_id)
         if entry.running:
-            self._running.remove(entry)
+            self._leave(entry)
         else:
             self._ready.discard(entry)
         self.tally.leave(entry)
@@ -99,20 +104,39 @@ class LapsSdPolicy:
     def select(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
     ) -> list[RequestId]:
-        """The requests to run next, the most urgent first.
+        """The requests to run next, the most urgent first; see :meth:`choose`."""
+        self.choose(capacity, now, admissible)
+        self._running.sort(key=_key)
+        return [entry.request_id for entry in self._running]
+
+    def choose(
+        self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
+    ) -> tuple[list[RequestId], list[RequestId]]:
+        """Decide which requests run next: all that run now but for those changes that are given back.
+
+        Costs nothing for requests that go on running or waiting.
 
         Args:
             capacity: how many can run.
             admissible: whether the host can run one beside those chosen so far; asked once for each that would be new.
+
+        Returns:
+            Those that start to run, the most urgent first, and those that stop.
         """
         self._wake_starved(now)
         running, ready = self._running, self._ready
         refused: list[Entry] = []
+        started: list[RequestId] = []
+        stopped: list[RequestId] = []
+        ordered = False
         if len(running) > capacity:
             running.sort(key=_key)
+            ordered = True
             for entry in running[capacity:]:
                 self._stop(entry)
+                stopped.append(entry.request_id)
             del running[capacity:]
+            self._least = None
         while ready:
             candidate = ready.top()
             assert candidate is not None
@@ -120,7 +144,10 @@ class LapsSdPolicy:
             if len(running) >= capacity:
                 if not running:
                     break
-                worst = max(running, key=_key)
+                if ordered:
+                    worst = self._least = running[-1]
+                elif (worst := self._least) is None:
+                    worst = self._least = max(running, key=_key)
                 if not self._preempts(candidate, worst):
                     break
             ready.pop()
@@ -128,21 +155,28 @@ class LapsSdPolicy:
                 refused.append(candidate)
                 continue
             if worst is not None:
-                running.remove(worst)
+                if not ordered:
+                    running.sort(key=_key)
+                    ordered = True
+                running.pop()
+                self._least = None
                 self._stop(worst)
                 self.tally.preemptions += 1
+                _moves(worst.request_id, stopped, started)
             self._start(candidate, now)
-            running.append(candidate)
+            if ordered:
+                running.pop()
+                insort(running, candidate, key=_key)
+            _moves(candidate.request_id, started, stopped)
         for entry in refused:
             ready.push(entry)
-        running.sort(key=_key)
-        return [entry.request_id for entry in running]
+        return started, stopped
 
     def release(self, request_id: RequestId) -> None:
         """A request chosen by :meth:`select` could not run after all; it goes back to where it was."""
         entry = self._entries[request_id]
         if entry.running:
-            self._running.remove(entry)
+            self._leave(entry)
             self._stop(entry)
 
     def adopt(self, request_id: RequestId) -> None:
@@ -150,8 +184,7 @@ class LapsSdPolicy:
         entry = self._entries[request_id]
         if not entry.running:
             self._ready.discard(entry)
-            entry.running = True
-            self._running.append(entry)
+            self._join(entry)
 
     def rank(self, request_id: RequestId) -> Key:
         """Where a request stands; the larger, the less urgent."""
@@ -171,42 +204,54 @@ class LapsSdPolicy:
 
     def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
         """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
-        options = self.options
         shares = self.costs.charge(step, seconds)
-        self._set_bounds()
+        self.follow_costs()
         for one, share in zip(step, shares, strict=True):
-            entry = self._entries.get(one.request_id)
-            if entry is None:
-                continue
-            if not entry.started:
-                entry.started = True
-                self.tally.waits.append(max(now - seconds - entry.arrived, 0.0))
-            entry.attained += share
-            entry.last_ran = now
-            entry.prompt_left -= one.prompt_tokens
-            if entry.prompt_left < 0:
-                entry.prompt_left = 0
-            entry.done += one.new_tokens
-            if one.rounds:
-                entry.rounds += one.rounds
-                entry.tokens += one.new_tokens
-                for tokens in one.by_round or (one.new_tokens,):
-                    entry.acceptance.add(tokens, options.window, options.drift_sigmas)
-            woken = entry.starved and now >= entry.front_until
-            if woken and entry.running:
-                entry.starved = False
-            elif (
-                entry.rounds < entry.look_again
-                and entry.attained <= entry.sinks_at
-                and entry.running
-            ):
-                continue  # it can hardly have moved
-            if entry.running:
-                self._place(entry)
-            else:  # chosen away while the step was in flight
-                self._ready.discard(entry)
-                self._place(entry)
-                self._ready.push(entry)
+            self.account(one, share, now - seconds, now)
+
+    def account(self, one: Progress, seconds: float, began: float, ended: float) -> None:
+        """What one request did in a step, or in several together: a host may tell of them later.
+
+        Args:
+            seconds: of engine time, its share.
+            began: when the first of these steps began.
+            ended: when the last of them ended.
+        """
+        options = self.options
+        entry = self._entries.get(one.request_id)
+        if entry is None:
+            return
+        if not entry.started:
+            entry.started = True
+            self.tally.waits.append(max(began - entry.arrived, 0.0))
+        entry.attained += seconds
+        entry.last_ran = ended
+        entry.prompt_left -= one.prompt_tokens
+        if entry.prompt_left < 0:
+            entry.prompt_left = 0
+        entry.done += one.new_tokens
+        if one.rounds:
+            entry.rounds += one.rounds
+            entry.tokens += one.new_tokens
+            squares = one.squares or one.new_tokens * one.new_tokens
+            entry.acceptance.add(
+                one.new_tokens, options.window, options.drift_sigmas, one.rounds, squares
+            )
+        if entry.starved and ended >= entry.front_until and entry.running:
+            entry.starved = False
+        elif entry.rounds < entry.look_again and entry.attained <= entry.sinks_at and entry.running:
+            return  # it can hardly have moved
+        if entry.running:
+            before = entry.key
+            self._place(entry)
+            if entry is not self._least:
+                self._moved(entry)
+            elif entry.key < before:
+                self._least = None
+        else:  # chosen away while the step was in flight
+            self._ready.discard(entry)
+            self._place(entry)
+            self._ready.push(entry)
 
     def _wake_starved(self, now: float) -> None:
         limit = now - self.options.max_wait_s
@@ -231,16 +276,33 @@ class LapsSdPolicy:
         return gap == 0.0 or running.remaining - candidate.remaining > gap
 
     def _start(self, entry: Entry, now: float) -> None:
-        entry.running = True
+        self._join(entry)
         if entry.starved:
             entry.front_until = now + self.options.front_s
+
+    def _join(self, entry: Entry) -> None:
+        entry.running = True
+        if not self._running:
+            self._least = entry
+        self._running.append(entry)
+        self._moved(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        self._running.remove(entry)
+        if entry is self._least:
+            self._least = None
+
+    def _moved(self, entry: Entry) -> None:
+        """Keep track of the least urgent of those that run."""
+        if self._least is not None and entry.key > self._least.key:
+            self._least = entry
 
     def _stop(self, entry: Entry) -> None:
         entry.running = False
         self._place(entry)
         self._ready.push(entry)
 
-    def _set_bounds(self) -> None:
+    def follow_costs(self) -> None:
         """Follow the measured cost of a round, in jumps: a request's place should not move with every step."""
         options = self.options
         base = options.base_threshold_s or options.base_rounds * self.costs.per_round
@@ -274,8 +336,11 @@ class LapsSdPolicy:
             )
             entry.sinks_at = inf
         else:
-            entry.look_again = entry.rounds + max(1, min(options.window, entry.rounds) // 4)
+            missing = acceptance.rounds_to(options.epsilon * per_round, prior, options.window)
+            entry.look_again = entry.rounds + max(1, int(min(missing / 2, 2 * options.window)))
             entry.sinks_at = bounds[queue] if queue < len(bounds) else inf
+            if not bounds:  # no cost has been measured yet
+                entry.look_again = entry.rounds
         if was != entry.perceptible or before != queue:
             self.tally.shift(entry, before, was)
         if entry.perceptible and entry.estimate is None and entry.rounds:
@@ -288,5 +353,9 @@ class LapsSdPolicy:
             entry.key = (entry.priority, queue, 0.0, 0.0, entry.number)
 
 
-def _key(entry: Entry) -> Key:
-    return entry.key
+def _moves(request_id: RequestId, to: list[RequestId], back: list[RequestId]) -> None:
+    """Note a change, or that one has been undone."""
+    if request_id in back:
+        back.remove(request_id)
+    else:
+        to.append(request_id)

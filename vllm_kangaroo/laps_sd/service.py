@@ -24,8 +24,8 @@ class Progress(NamedTuple):
     drafted: int = 0
     accepted: int = 0
     new_tokens: int = 0
-    by_round: Sequence[int] = ()
-    """Tokens that each of those rounds brought, where they are more than one."""
+    squares: int = 0
+    """Sum of the squares of the tokens that each of those rounds brought, where they are more than one."""
 
 
 class CostAverages:
@@ -62,6 +62,19 @@ class CostAverages:
                 decode_s += rate * positions
                 rounds += one.rounds
                 tokens += one.new_tokens
+        self.observe(rate, decode_s, rounds, tokens, prompt)
+        return shares
+
+    def observe(self, rate: float, decode_s: float, rounds: int, tokens: int, prompt: int) -> None:
+        """Take a step into the averages.
+
+        Args:
+            rate: seconds per position.
+            decode_s: seconds of all rounds together.
+            rounds: how many they were.
+            tokens: that they brought.
+            prompt: prompt tokens in the step.
+        """
         if rounds:
             self._decoded += 1
             weight = max(1.0 / self._decoded, self.WEIGHT)
@@ -71,4 +84,3 @@ class CostAverages:
             self._prefilled += 1
             weight = max(1.0 / self._prefilled, self.WEIGHT)
             self.per_prompt_token += weight * (rate - self.per_prompt_token)
-        return shares

@@ -1,0 +1,89 @@
+"""What the policy is told of steps: all of it, in time, and a bounded number of requests after each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from tests.integration.laps_sd_host import Host
+from vllm_kangaroo.integration.laps_sd_steps import StepLedger
+
+MANY = 6 * StepLedger.LOOKS
+
+
+def busy_host(requests: int, **options: Any) -> Host:
+    host = Host(
+        3, drafts=3, blocks=2000, max_num_seqs=requests, budget=1024, max_wait_s=100.0, **options
+    )
+    refill(host, requests)
+    return host
+
+
+def refill(host: Host, requests: int) -> None:
+    """Answers end at a stop token: others take their places."""
+    while len(host.alive) < requests:
+        host.add([5] * (1 + host.count % 20), max_tokens=200)
+
+
+def untold(host: Host, name: str) -> tuple[float, int]:
+    """Seconds and tokens of a request that the policy has not heard of yet."""
+    ledger = host.scheduler._ledger
+    seconds, _, tokens, _ = ledger._pending[ledger._slots[name]].tolist()
+    return seconds, int(tokens)
+
+
+@pytest.mark.parametrize("requests", [3, MANY])
+def test_every_second_and_every_token_arrives(requests: int, monkeypatch: pytest.MonkeyPatch):
+    host = busy_host(requests)
+    ledger, spent = host.scheduler._ledger, defaultdict(float)
+    take = ledger.take
+
+    def watched(output: Any, results: Any, seconds: float, now: float) -> None:
+        for name, positions in output.num_scheduled_tokens.items():
+            spent[name] += seconds * positions / output.total_num_scheduled_tokens
+        take(output, results, seconds, now)
+
+    monkeypatch.setattr(ledger, "take", watched)
+    for _ in range(120):
+        refill(host, requests)
+        host.step()
+        for name, request in host.alive.items():
+            seconds, tokens = untold(host, name)
+            entry = host.scheduler.laps.entry(name)
+            assert entry.done + tokens == request.num_output_tokens
+            assert entry.attained + seconds == pytest.approx(spent[name])
+            assert entry.prompt_left == 0 or not request.num_output_tokens
+    assert host.runner.accepted > 100
+
+
+def test_work_after_a_step_is_bounded_and_nobody_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    host = busy_host(MANY)
+    policy, told = host.scheduler.laps, defaultdict(int)
+    account = policy.account
+
+    def watched(one: Any, *times: float) -> None:
+        told[one.request_id] += 1
+        account(one, *times)
+
+    for _ in range(5):  # all prompts
+        host.step()
+    monkeypatch.setattr(policy, "account", watched)
+    for _ in range(60):
+        before, alive = sum(told.values()), len(host.alive)
+        host.step()
+        ended = alive - len(host.alive)  # their last rounds are told as they leave
+        assert sum(told.values()) - before <= StepLedger.LOOKS + ended
+    assert set(host.alive) <= set(told)
+    host.drain()
+
+
+def test_a_small_batch_is_looked_at_as_soon_as_the_policy_wants_to():
+    host = busy_host(StepLedger.LOOKS)
+    for _ in range(60):
+        refill(host, StepLedger.LOOKS)
+        host.step()
+        for name in host.alive:
+            entry, (_, tokens) = host.scheduler.laps.entry(name), untold(host, name)
+            assert not tokens or entry.rounds < entry.look_again
