@@ -1,9 +1,10 @@
-"""``examples/train_demo_adapter``: its two scripts feed training."""
+"""``examples``: two scripts feed training, a third measures what came of it."""
 
 from __future__ import annotations
 
 import json
 import lzma
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from transformers import AutoTokenizer
 from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.documents import read_documents
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_demo_adapter"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = EXAMPLES / "train_demo_adapter"
 
 
 def run(script: str, *arguments: object) -> None:
@@ -103,3 +105,12 @@ def test_answers_can_be_trained_on(prepared: Path) -> None:
         assert asked.startswith("<|bos|><|user|>\n") and asked.endswith("<|assistant|>\n")
         assert document.ids.tolist() == row["token_ids"]
         assert 0 < document.counted.sum() <= 12
+
+
+def test_loops() -> None:
+    loops = runpy.run_path(str(EXAMPLES / "train_demo_model" / "measure.py"))["loops"]
+    beginning = list(range(100, 140))
+    assert loops([*beginning, *[7] * 64]) and loops([*beginning, *[1, 2, 3] * 22])
+    assert loops([*beginning, *list(range(20)) * 4])
+    assert not loops(list(range(200))) and not loops([7] * 63)
+    assert not loops([*[7] * 64, 8]) and not loops([*beginning, *list(range(30)) * 3])
