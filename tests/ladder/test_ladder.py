@@ -26,9 +26,13 @@ tokens = st.integers(0, VOCAB - 1)
 class Schedules(RuleBasedStateMachine):
     """Requests come, are scheduled in any order and chunking, draft, lose drafts and blocks, and go."""
 
-    @initialize(exits=st.sampled_from([(1, 3), (2, 4), (1, 2, 4)]), most_drafts=st.integers(1, 5))
-    def start(self, exits: tuple[int, ...], most_drafts: int) -> None:
-        self.engine = ToyEngine(exits, most_drafts)
+    @initialize(
+        exits=st.sampled_from([(1, 3), (2, 4), (1, 2, 4)]),
+        most_drafts=st.integers(1, 5),
+        joined=st.booleans(),
+    )
+    def start(self, exits: tuple[int, ...], most_drafts: int, joined: bool) -> None:
+        self.engine = ToyEngine(exits, most_drafts, joined=joined)
         self.born = 0
 
     @precondition(lambda self: len(self.engine.requests) < 12)
@@ -107,8 +111,9 @@ def run(engine: ToyEngine, name: str, accepted: int = 0, length: int | None = No
     engine.step([Scheduled(request, length, accepted, next_token=3)])
 
 
-def test_verification_runs_only_the_upper_tier_over_drafted_positions() -> None:
-    engine = ToyEngine((2, 4), most_drafts=4)
+@pytest.mark.parametrize("joined", [False, True])
+def test_verification_runs_only_the_upper_tier_over_drafted_positions(joined: bool) -> None:
+    engine = ToyEngine((2, 4), most_drafts=4, joined=joined)
     engine.add("a", [1, 2, 3, 4, 5])
     run(engine, "a")
     engine.draft([engine.requests["a"]], [4], 0.0, ())
@@ -119,6 +124,19 @@ def test_verification_runs_only_the_upper_tier_over_drafted_positions() -> None:
     assert counters.positions == [5 + 4 + 1, 5 + 5]
     assert counters.reused == [4, 0]
     assert counters.dropped == [0, 0]
+    assert engine.tiers.joined_passes == joined
+
+
+def test_requests_of_different_lengths_share_a_joined_pass() -> None:
+    engine = ToyEngine((1, 4), most_drafts=4, joined=True)
+    names = "abc"
+    for name, prompt in zip(names, ([1, 2, 3], [4], [5, 6]), strict=True):
+        engine.add(name, prompt)
+        run(engine, name)
+    engine.draft([engine.requests[name] for name in names], [4, 1, 2], 0.0, ())
+    engine.step([Scheduled(r, len(r.pending), 1, next_token=3) for r in engine.requests.values()])
+    engine.check()
+    assert engine.tiers.joined_passes == 1
 
 
 def test_an_unscheduled_request_keeps_its_drafts_for_a_later_step() -> None:

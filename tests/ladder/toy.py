@@ -49,6 +49,7 @@ class ToyAttention:
         self.cells: dict[str, Tensor] = {}  # [layers, LONGEST, HIDDEN]
         self.computed: list[tuple[str, int, int]] = []  # request, layer, position
         self._spans: Spans | None = None
+        self._joined: tuple[Spans, Spans] | None = None
 
     def lose(self, request: str) -> None:
         """Free the KV blocks of a request."""
@@ -59,6 +60,12 @@ class ToyAttention:
         self._spans = spans
         yield torch.from_numpy(spans.positions())
         self._spans = None
+
+    @contextmanager
+    def joined(self, tail: Spans, spans: Spans) -> Iterator[tuple[Tensor, Tensor]]:
+        self._joined = (tail, spans)
+        yield torch.from_numpy(tail.positions()), torch.from_numpy(spans.positions())
+        self._joined = self._spans = None
 
     @contextmanager
     def chain(self, rows: IntArray, starts: IntArray, steps: int) -> Iterator[ToyChain]:
@@ -125,11 +132,14 @@ class ToyChain:
 class ToyTiers:
     """A ladder over a :class:`ToyModel`, and a draft pass with an argmax head over the embeddings."""
 
-    def __init__(self, exits: tuple[int, ...], width: int) -> None:
+    def __init__(self, exits: tuple[int, ...], width: int, *, joined: bool = False) -> None:
         self.model = ToyModel(exits[-1])
         self.attention = ToyAttention(self.model)
         self.exits = exits
-        ranges = [range(low, high) for low, high in zip((0, *exits), exits, strict=False)]
+        self.joined_passes = 0
+        self.ranges = ranges = [
+            range(low, high) for low, high in zip((0, *exits), exits, strict=False)
+        ]
         self.ladder = Ladder(
             lambda input_ids, positions: self._bottom(ranges[0], input_ids, positions),
             [
@@ -141,7 +151,27 @@ class ToyTiers:
             ).sum(0),
             width=width,
             device=torch.device("cpu"),
+            joined=self._joined if joined else None,
         )
+
+    def _joined(
+        self,
+        input_ids: Tensor,
+        tail_positions: Tensor,
+        positions: Tensor,
+        order: Tensor,
+        state: State,
+    ) -> Tensor:
+        self.joined_passes += 1
+        attention = self.attention
+        assert attention._joined is not None
+        attention._spans, whole = attention._joined
+        tail = self._bottom(self.ranges[0], input_ids, tail_positions)
+        for layers in self.ranges[1:-1]:
+            tail = attention.run(layers, tail_positions, tail)
+        attention._spans = whole
+        mixed = tuple(torch.cat(parts)[order] for parts in zip(state, tail, strict=True))
+        return torch.stack(attention.run(self.ranges[-1], positions, mixed)).sum(0)
 
     def _bottom(self, layers: range, input_ids: Tensor, positions: Tensor) -> State:
         embedded = self.model.embedding[input_ids.long()]

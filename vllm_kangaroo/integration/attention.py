@@ -7,10 +7,10 @@ block tables; only query ranges, sequence lengths and slots differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from vllm_kangaroo.ladder.spans import IntArray, Spans
 class PagedAttention:
     """Serves the ladder's passes from the block tables of a V1 model runner."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, lower_layers: Collection[str] = ()) -> None:
+        """Serve the passes of ``runner``; ``lower_layers`` name the attention layers below the last tier."""
         self.runner = runner
+        self.lower_layers = frozenset(lower_layers)
         self.device: torch.device = runner.device
         self.counting = torch.arange(runner.max_num_reqs + 1, dtype=torch.int32)
         self._scheduled: tuple[Spans, Tensor] | None = None
@@ -81,6 +83,23 @@ class PagedAttention:
             yield positions
         finally:
             context.attn_metadata, context.slot_mapping = outer
+
+    @contextmanager
+    def joined(self, tail: Spans, spans: Spans) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
+        assert self._scheduled is not None and spans.same(self._scheduled[0])
+        context = get_forward_context()
+        everything = context.attn_metadata, context.slot_mapping
+        with self.over(tail) as positions:
+            context.attn_metadata, context.slot_mapping = (
+                {name: (ends if name in self.lower_layers else all_)[name] for name in all_}
+                for all_, ends in zip(
+                    cast(Any, everything),
+                    (cast(Any, context.attn_metadata), cast(Any, context.slot_mapping)),
+                    strict=True,
+                )
+            )
+            yield positions, self._scheduled[1]
 
     @contextmanager
     def chain(self, rows: IntArray, starts: IntArray, steps: int) -> Iterator[DraftChain]:

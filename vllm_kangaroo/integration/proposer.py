@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
+from vllm.model_executor.models.utils import extract_layer_index
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from vllm_kangaroo.drafting import hispec, kangaroo
@@ -83,6 +84,16 @@ class EarlyExitProposer:
             for t in range(1, len(ranges) - 1)
         ]
         self._top = self._compiled(tiers.TopPass, len(ranges) - 1, tier=ranges[-1])
+        # Each graph costs start-up time; without graphs there is next to nothing to be gained.
+        self._joined: Any = None
+        if not self.vllm_config.model_config.enforce_eager:
+            self._joined = self._compiled(
+                tiers.JoinedPass,
+                len(ranges) - 1,
+                lower=nn.ModuleList(ranges[:-1]),
+                adapters=adapters,
+                top=ranges[-1],
+            )
         self._draw: list[Any] = []
         self._weigh: list[Any] = []
         if self.plan.draft_sample_method == "probabilistic":
@@ -97,6 +108,7 @@ class EarlyExitProposer:
             lambda positions, state: self._top(positions, *state, *self._pad),
             width=self.plan.num_speculative_tokens + 1,
             device=self.vllm_config.device_config.device,
+            joined=None if self._joined is None else self._run_joined,
         )
         heads_named = ", ".join(
             path or "the target's own norm and head" for path in self.plan.adapters
@@ -135,7 +147,15 @@ class EarlyExitProposer:
 
     def attach(self, runner: Any) -> None:
         """Serve this runner's batches. Call once its block tables exist."""
-        self.attention = PagedAttention(runner)
+        *_, top, layers = self.plan.exits
+        # Adapters come after the model's layers.
+        numbers = {
+            name: extract_layer_index(name)
+            for group in runner.kv_cache_config.kv_cache_groups
+            for name in group.layer_names
+        }
+        lower = [name for name, number in numbers.items() if not top <= number < layers]
+        self.attention = PagedAttention(runner, lower)
 
     def warm(self, input_ids: Tensor, positions: Tensor, *, every_pass: bool) -> Tensor:
         """Run the passes once as vLLM's profiling does, compiling what is to be compiled.
@@ -153,6 +173,8 @@ class EarlyExitProposer:
             for check in (self._check[at], *self._weigh[at : at + 1]) if every_pass else ():
                 check(positions[some], *(part[some].clone() for part in state), *self._pad)
             state = middle(positions, state)
+        if every_pass and self._joined is not None:
+            self._warm_joined(input_ids, positions, state)
         hidden = self.ladder.top(positions, state)
         if every_pass:
             self._bottom, self._draft = tiers.direct(self._bottom), tiers.direct(self._draft)
@@ -161,7 +183,22 @@ class EarlyExitProposer:
             self._middle = [tiers.direct(run) for run in self._middle]
             self._check = [tiers.direct(run) for run in self._check]
             self._top = tiers.direct(self._top)
+            if self._joined is not None:
+                self._joined = tiers.direct(self._joined)
         return hidden
+
+    def _warm_joined(self, input_ids: Tensor, positions: Tensor, state: State) -> None:
+        """With as many tokens as the fullest batch has; numbers that differ, or Dynamo takes them for one."""
+        tail = max(2, self.vllm_config.scheduler_config.max_num_seqs)
+        stored = tail * self.plan.num_speculative_tokens + 1
+        self._joined(
+            input_ids.new_zeros(tail),
+            positions.new_zeros(tail),
+            positions.new_zeros(tail + stored),
+            torch.arange(tail + stored, device=positions.device),
+            *(part.new_zeros(stored, part.shape[1]) for part in state),
+            *self._pad,
+        )
 
     def forward(
         self, spans: Spans, input_ids: Tensor, host_ids: np.ndarray, positions: Tensor
@@ -209,6 +246,19 @@ class EarlyExitProposer:
 
     def _run_middle(self, at: int, positions: Tensor, state: State) -> State:
         return cast(State, self._middle[at](positions, *state, *self._pad)[0])
+
+    def _run_joined(
+        self,
+        input_ids: Tensor,
+        tail_positions: Tensor,
+        positions: Tensor,
+        order: Tensor,
+        state: State,
+    ) -> Tensor:
+        hidden: Tensor = self._joined(
+            input_ids, tail_positions, positions, order, *state, *self._pad
+        )[0]
+        return hidden
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """vLLM's hook for drafters without hidden states; the runner drafts through :meth:`draft` instead."""

@@ -163,6 +163,41 @@ class TopPass(_Pass):
         return cast(Tensor, self.tier(None, positions, _state(hidden_states, residual)))
 
 
+class JoinedPass(_Pass):
+    """All tiers: those below the last over a few tokens, the last over these and what is kept of others.
+
+    What a verification needs after drafting, as one graph in place of one per tier: entering a compiled graph costs
+    a small model about as much as a layer does.
+    """
+
+    lower: nn.ModuleList
+    adapters: list[AdapterLayer | None]
+    top: LayerRange
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        tail_positions: Tensor,
+        positions: Tensor,
+        order: Tensor,
+        hidden_states: Tensor,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        absorbed = []
+        state: State | None = None
+        for at, tier in enumerate(self.lower):
+            state = tier(input_ids if at == 0 else None, tail_positions, state)
+            adapter = self.adapters[at]
+            if adapter is not None:
+                absorbed.append(adapter.absorb(tail_positions, _residual_stream(state)))
+        assert state is not None
+        kept = _state(hidden_states, residual)
+        joined = tuple(
+            torch.cat(parts).index_select(0, order) for parts in zip(kept, state, strict=True)
+        )
+        return cast(Tensor, self.top(None, positions, joined)), absorbed
+
+
 class DraftingPass(_Pass):
     """Tier 1 and the exit head: one token in, the next token and its probability out."""
 

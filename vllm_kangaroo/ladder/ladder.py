@@ -30,6 +30,13 @@ class Attention(Protocol):
         """Within the context, attention layers serve a flat pass over ``spans``. Yields positions ``[tokens]``."""
         ...
 
+    def joined(self, tail: Spans, spans: Spans) -> AbstractContextManager[tuple[Tensor, Tensor]]:
+        """Within the context, layers below the last tier serve ``tail``, those of the last tier ``spans``.
+
+        ``spans`` are all that the engine scheduled. Yields the positions of both.
+        """
+        ...
+
 
 class BottomTier(Protocol):
     """Embedding and the first layers."""
@@ -49,6 +56,24 @@ class TopTier(Protocol):
     def __call__(self, positions: Tensor, state: State) -> Tensor: ...
 
 
+class JoinedTiers(Protocol):
+    """Every tier in one pass: those below the last over the ends of some spans, the last over all of them."""
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        tail_positions: Tensor,
+        positions: Tensor,
+        order: Tensor,
+        state: State,
+    ) -> Tensor:
+        """``[tail]`` tokens and states ``[stored, N]`` -> what the LM head takes, ``[stored + tail, N]``.
+
+        ``order`` says for each of ``positions`` where it stands in stored and tail end to end.
+        """
+        ...
+
+
 class LadderError(RuntimeError):
     """An invariant of the ladder does not hold: a defect, not a user's mistake."""
 
@@ -60,6 +85,8 @@ class Ladder:
         bottom, middle, top: the tiers, lowest first. Two tiers for Kangaroo, three for HiSpec.
         width: most positions a lower tier may be ahead of the tier above it.
         device: where the tiers run.
+        joined: all tiers at once, for verifications in which each request has something of both kinds, kept and
+            to be computed; None if they are run one by one.
     """
 
     def __init__(
@@ -70,7 +97,9 @@ class Ladder:
         *,
         width: int,
         device: torch.device,
+        joined: JoinedTiers | None = None,
     ) -> None:
+        self.joined = joined
         self.bottom = bottom
         self.middle = tuple(middle)
         self.top = top
@@ -135,6 +164,8 @@ class Ladder:
             Final hidden states ``[tokens, N]`` of all positions of the spans.
         """
         kept = self._usable(spans, host_ids)
+        if self.joined is not None and _joinable(spans, kept):
+            return self._complete_joined(self.joined, spans, kept[0], input_ids, attention)
         state, state_skip = self._complete_bottom(spans, kept[0], input_ids, attention)
         for level, tier in enumerate(self.middle, start=1):
             tail = spans.tail(kept[level])
@@ -164,16 +195,36 @@ class Ladder:
         state: State | None = None
         if present.any():
             if kept.any():
-                flat = np.repeat(spans.offsets()[:-1] + kept, tail.lengths) + ragged_arange(
-                    tail.lengths
-                )
-                input_ids = input_ids.index_select(0, torch.from_numpy(flat).to(input_ids.device))
+                input_ids = _ends(input_ids, spans, kept, tail)
             with attention.over(tail if present.all() else tail.pick(present)) as positions:
                 state = self.bottom(input_ids, positions)
             self._count(0, tail.tokens, spans.tokens)
         else:
             self.counters.reused[0] += spans.tokens
         return state, kept
+
+    def _complete_joined(
+        self,
+        joined: JoinedTiers,
+        spans: Spans,
+        kept: IntArray,
+        input_ids: Tensor,
+        attention: Attention,
+    ) -> Tensor:
+        tail = spans.tail(kept)
+        store = self.stores[-1]
+        places = np.repeat(spans.starts, kept) + ragged_arange(kept)
+        state = store.get(store.index(np.repeat(spans.slots, kept), places))
+        order = torch.from_numpy(_interleaved(kept, tail.lengths)).to(input_ids.device)
+        with attention.joined(tail, spans) as (tail_positions, positions):
+            ends = _ends(input_ids, spans, kept, tail)
+            hidden = joined(ends, tail_positions, positions, order, state)
+        for tier in range(self.tiers - 1):
+            self._count(tier, tail.tokens, spans.tokens)
+        self._count(self.tiers - 1, spans.tokens, spans.tokens)
+        self.counters.verified += spans.tokens
+        self.frontiers[spans.slots] = spans.ends[:, None]
+        return hidden
 
     def _count(self, tier: int, computed: int, wanted: int) -> None:
         self.counters.positions[tier] += computed
@@ -223,13 +274,7 @@ class Ladder:
         mixed = tuple(torch.cat(parts) for parts in zip(old, fresh, strict=True))
         if len(spans.lengths) == 1:
             return mixed
-        # Back to flat order: each request's stored positions, then its fresh ones.
-        new = spans.lengths - below_skip
-        total = int(stored.sum())
-        order = np.empty(total + int(new.sum()), dtype=np.int64)
-        begin = np.concatenate(([0], np.cumsum(stored + new)))[:-1]
-        order[np.repeat(begin, stored) + ragged_arange(stored)] = np.arange(total)
-        order[np.repeat(begin + stored, new) + ragged_arange(new)] = np.arange(total, len(order))
+        order = _interleaved(stored, spans.lengths - below_skip)
         index = torch.from_numpy(order).to(mixed[0].device)
         return tuple(part.index_select(0, index) for part in mixed)
 
@@ -291,3 +336,30 @@ class Ladder:
         self.frontiers[slots, 0] = starts + lengths
         self.counters.positions[0] += int(lengths.sum())
         self.counters.passes[0] += passes
+
+
+def _joinable(spans: Spans, kept: Sequence[IntArray]) -> bool:
+    """Whether all tiers kept as much of each span, and neither all of it nor nothing."""
+    first = kept[0]
+    return bool(
+        ((first > 0) & (first < spans.lengths)).all()
+        and all((first == other).all() for other in kept[1:])
+    )
+
+
+def _ends(input_ids: Tensor, spans: Spans, kept: IntArray, tail: Spans) -> Tensor:
+    """The tokens of ``tail``, which is what lies behind ``kept`` positions of each span."""
+    flat = np.repeat(spans.offsets()[:-1] + kept, tail.lengths) + ragged_arange(tail.lengths)
+    return input_ids.index_select(0, torch.from_numpy(flat).to(input_ids.device))
+
+
+def _interleaved(stored: IntArray, new: IntArray) -> IntArray:
+    """Flat order out of all stored positions and then all new ones: each request's stored, then its new."""
+    if len(stored) == 1:
+        return np.arange(stored[0] + new[0])
+    total = int(stored.sum())
+    order = np.empty(total + int(new.sum()), dtype=np.int64)
+    begin = np.concatenate(([0], np.cumsum(stored + new)))[:-1]
+    order[np.repeat(begin, stored) + ragged_arange(stored)] = np.arange(total)
+    order[np.repeat(begin + stored, new) + ragged_arange(new)] = np.arange(total, len(order))
+    return order
