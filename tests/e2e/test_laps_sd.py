@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
-from vllm_kangaroo.bench.replay import capacity, poisson, replay
+from vllm_kangaroo.bench.replay import capacity, poisson, serve, summarise
 from vllm_kangaroo.laps_sd.options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
@@ -104,7 +104,8 @@ def test_metrics(engines: Engines) -> None:
 def test_replay_serves_a_stream_to_the_lengths_of_its_trace(engines: Engines) -> None:
     requests = [TraceRequest(chat(QUESTIONS[at]), 5 + 6 * at) for at in range(8)]
     for engine in (engines.plain(), laps(engines, "kangaroo")):
-        run = replay(engine.llm, poisson(requests, 100.0, seed=0), "replay")
+        stream = poisson(requests, 100.0, seed=0)
+        run = summarise(stream, serve(engine.llm, stream, "replay"))
         wanted = sum(each.output_tokens for each in requests)
         assert (
             wanted <= run.tokens <= wanted + 8 * 6

@@ -1,4 +1,4 @@
-"""`vllm serve --speculative-model kangaroo` over HTTP: the text of vLLM alone, and nobody hurt by others."""
+"""`vllm serve --speculative-model kangaroo`, scheduled by LAPS-SD: the text of vLLM alone, nobody hurt by others."""
 
 from __future__ import annotations
 
@@ -107,6 +107,7 @@ def server(
             demo_model(),
             *SHAPE,
             *("--speculative-model", "kangaroo", "--num-speculative-tokens", "4"),
+            *("--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"),
             *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"),
         ],
         env,
@@ -226,6 +227,34 @@ def test_bad_requests_are_told_why_and_hurt_no_other(
         assert beside.result().choices[0].text == plain[PROMPTS[1]].text
     assert plain["long"].text.startswith(text + text_of(stream))
     assert complete(client, PROMPTS[2]).choices[0].text == plain[PROMPTS[2]].text
+
+
+def test_hints_of_length_are_taken_and_wrong_ones_are_told_why(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server
+) -> None:
+    def hinted(hint: Any) -> dict[str, Any]:
+        return {"extra_body": {"vllm_xargs": {"expected_output_tokens": hint}}}
+
+    started = "vllm:laps_sd_wait_seconds_count"
+    before = server.metrics()[started]
+    stream = long_stream(client)
+    text = next(stream).choices[0].text
+    for wrong in (-3, 0, TOKENS + 1, 2.5, "many"):
+        with pytest.raises(openai.BadRequestError) as refused:
+            complete(client, PROMPTS[2], **hinted(wrong))
+        assert (
+            f"expected_output_tokens={wrong!r} is refused: give a whole number from 1 to max_tokens ({TOKENS})"
+            in refused.value.message
+        )
+        text += next(stream).choices[0].text
+    right = complete(client, PROMPTS[2], **hinted(TOKENS))
+    assert right.choices[0].text == plain[PROMPTS[2]].text
+    assert plain["long"].text.startswith(text + text_of(stream))
+    answer = client.chat.completions.create(
+        model="demo", messages=MESSAGES, max_tokens=TOKENS, temperature=0.0, **hinted(5)
+    )
+    assert answer.choices[0].message.content == plain["chat"].text
+    assert server.metrics()[started] == before + 3, "not those that were served, and only those"
 
 
 def test_a_client_that_leaves_hurts_nobody(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -87,3 +88,23 @@ def test_a_small_batch_is_looked_at_as_soon_as_the_policy_wants_to():
         for name in host.alive:
             entry, (_, tokens) = host.scheduler.laps.entry(name), untold(host, name)
             assert not tokens or entry.rounds < entry.look_again
+
+
+def test_time_between_steps_is_charged_and_idle_time_is_not():
+    host = Host(0, blocks=64, max_num_seqs=1, max_wait_s=100.0)
+    for number in range(2):
+        name = host.add([5] * 4, max_tokens=100)
+        for _ in range(3):
+            host.step()
+        before = charged(host, name)
+        assert before < 0.2, "it was charged what passed before it came"
+        time.sleep(0.05)
+        host.step()
+        assert charged(host, name) > before + 0.05
+        if number == 0:
+            host.abort(name)
+            time.sleep(0.3)
+
+
+def charged(host: Host, name: str) -> float:
+    return host.scheduler.laps.entry(name).attained + untold(host, name)[0]

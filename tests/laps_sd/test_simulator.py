@@ -184,6 +184,32 @@ def test_fit_finds_the_coefficients_it_was_made_from(tmp_path: Path):
         fit(lines[:5])
 
 
+def test_fitted_steps_take_as_long_together_as_those_measured():
+    rng = np.random.default_rng(1)
+    true = StepTime(fixed=0.008, per_token=1e-4, per_prompt_token=5e-5)
+    steps = []
+    for _ in range(3000):
+        requests, prompt = int(rng.integers(1, 5)), int(rng.integers(0, 2)) * 200
+        seconds = true.seconds(requests, 3 * requests + prompt, 0, 2, prompt)
+        steps.append(
+            StepRecord(
+                seconds=seconds * float(rng.lognormal(0.0, 0.4)),
+                requests=requests,
+                tokens=3 * requests + prompt,
+                kv_tokens=0,
+                drafts=2,
+                prompt_tokens=prompt,
+            )
+        )
+    found = fit(steps)
+    expected = sum(
+        found.seconds(each.requests, each.tokens, 0, 2, each.prompt_tokens) for each in steps
+    )
+    assert expected == pytest.approx(sum(each.seconds for each in steps), rel=0.01)
+    noise = np.exp(0.4**2 / 2)
+    assert found.prompt_rate == pytest.approx(5e-5 * noise, rel=0.1)
+
+
 def test_traces_of_text_and_of_tokens(tmp_path: Path):
     file = tmp_path / "trace.jsonl.xz"
     with lzma.open(file, "wt") as out:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,30 @@ class Stream:
     arrivals: NDArray[np.float64]
 
 
+class Cycle(NamedTuple):
+    """From the end of one engine step, or from its start if the engine had been idle, to the end of the next."""
+
+    seconds: float
+    decoding: int
+    """Requests that got tokens beyond their first."""
+    prompts: int
+    """Requests that got their first token."""
+    prompt_tokens: int
+    kv_tokens: int
+    """Tokens there were before, of all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What became of a stream on the engine."""
+
+    ended: NDArray[np.float64]
+    """Seconds from the start at which each request had its tokens."""
+    tokens: list[list[int]]
+    """Tokens that each step brought to each request, the first of them from its prompt."""
+    cycles: list[Cycle]
+
+
 class Run(BaseModel):
     """How the requests of a stream fared under one scheduler."""
 
@@ -40,6 +64,16 @@ class Run(BaseModel):
     tokens: int
     tokens_per_round: float
     """The acceptance length: tokens of an answer, its first left out, over the steps that brought them."""
+    simulated_mean_s: float | None = None
+    """Mean latency of the same arrivals and rounds in the simulator."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def simulated_off(self) -> float | None:
+        """Mean latency of the simulator over the real one, less 1."""
+        if self.simulated_mean_s is None:
+            return None
+        return self.simulated_mean_s / self.mean_latency_s - 1.0
 
 
 class Pair(BaseModel):
@@ -101,33 +135,34 @@ def teach(earlier: Sequence[TraceRequest], max_model_len: int, file: Path) -> No
 
 def capacity(llm: Any, requests: Sequence[TraceRequest], batch_size: int) -> float:
     """Requests a second while all places of the batch are taken: all are there from the start."""
-    ended, *_ = _serve(llm, Stream(requests, np.zeros(len(requests))), "capacity")
+    ended = serve(llm, Stream(requests, np.zeros(len(requests))), "capacity").ended
     busy = max(len(requests) - batch_size, 1)
     return busy / float(np.sort(ended)[busy - 1])
 
 
-def replay(llm: Any, stream: Stream, name: str) -> Run:
-    """Feed the engine by the clock until all requests have ended.
-
-    Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
-    knows nothing but a generous ``max_tokens``, and learns nothing from it.
-    """
-    ended, got, rounds = _serve(llm, stream, name)
-    latency = ended - stream.arrivals
+def summarise(stream: Stream, served: Served) -> Run:
+    """Figures over all requests."""
+    got = [sum(each) for each in served.tokens]
+    rounds = sum(len(each) - 1 for each in served.tokens)
+    latency = served.ended - stream.arrivals
     p50, p90, p99 = np.quantile(latency, [0.5, 0.9, 0.99]).tolist()
     return Run(
         mean_latency_s=float(latency.mean()),
         p50_latency_s=p50,
         p90_latency_s=p90,
         p99_latency_s=p99,
-        seconds=float(ended.max() - stream.arrivals[0]),
+        seconds=float(served.ended.max() - stream.arrivals[0]),
         tokens=sum(got),
         tokens_per_round=(sum(got) - len(got)) / max(rounds, 1),
     )
 
 
-def _serve(llm: Any, stream: Stream, name: str) -> tuple[NDArray[np.float64], list[int], int]:
-    """When each request ended, in seconds from the start, the tokens it got, and all decoding rounds together."""
+def serve(llm: Any, stream: Stream, name: str) -> Served:
+    """Feed the engine by the clock until all requests have ended.
+
+    Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
+    knows nothing but a generous ``max_tokens``, and learns nothing from it.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -135,9 +170,12 @@ def _serve(llm: Any, stream: Stream, name: str) -> tuple[NDArray[np.float64], li
     most = llm.model_config.max_model_len
     count = len(stream.requests)
     ended = np.zeros(count)
+    tokens: list[list[int]] = [[] for _ in range(count)]
     got = [0] * count
-    following, left, rounds = 0, count, 0
+    following, left = 0, count
+    cycles: list[Cycle] = []
     start = time.perf_counter()
+    last = 0.0
     while left:
         now = time.perf_counter() - start
         while following < count and stream.arrivals[following] <= now:
@@ -154,11 +192,17 @@ def _serve(llm: Any, stream: Stream, name: str) -> tuple[NDArray[np.float64], li
             following += 1
         if not engine.has_unfinished_requests():
             time.sleep(max(stream.arrivals[following] - (time.perf_counter() - start), 0.0))
+            last = time.perf_counter() - start
             continue
-        for output in engine.step():
-            at = int(output.request_id.rpartition("-")[2])
-            rounds += bool(got[at])
-            got[at] += len(output.outputs[0].token_ids)
+        outputs = engine.step()
+        places = [int(output.request_id.rpartition("-")[2]) for output in outputs]
+        if outputs:  # a step of nothing but unfinished prompts counts with the next
+            now = time.perf_counter() - start
+            cycles.append(_cycle(stream, tokens, places, now - last))
+            last = now
+        for output, at in zip(outputs, places, strict=True):
+            tokens[at].append(len(output.outputs[0].token_ids))
+            got[at] += tokens[at][-1]
             if not ended[at] and got[at] >= stream.requests[at].output_tokens:
                 ended[at] = time.perf_counter() - start
                 left -= 1
@@ -166,4 +210,14 @@ def _serve(llm: Any, stream: Stream, name: str) -> tuple[NDArray[np.float64], li
                     engine.abort_request([output.request_id])
     while engine.has_unfinished_requests():
         engine.step()
-    return ended, got, rounds
+    return Served(ended, tokens, cycles)
+
+
+def _cycle(
+    stream: Stream, tokens: Sequence[Sequence[int]], places: Sequence[int], seconds: float
+) -> Cycle:
+    """The step that brought tokens to the requests of these places, not yet counted among ``tokens``."""
+    prompts = [at for at in places if not tokens[at]]
+    prompt_tokens = sum(len(stream.requests[at].prompt_token_ids) for at in prompts)
+    there = sum(len(stream.requests[at].prompt_token_ids) + sum(tokens[at]) for at in places)
+    return Cycle(seconds, len(places) - len(prompts), len(prompts), prompt_tokens, there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,14 @@ from vllm_kangaroo.bench.replay import (
     ReplayResult,
     capacity,
     poisson,
-    replay,
+    serve,
+    summarise,
     teach,
     usable,
 )
+from vllm_kangaroo.bench.replay_model import Model, mean_drafts
 from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
 
 
@@ -63,35 +67,49 @@ def replay_command(
         "enforce_eager": eager,
         "max_num_seqs": batch_size,
         "max_model_len": max_model_len,
+        "enable_prefix_caching": False,  # the same requests come again and again
     }
     if method != "none":
         settings["speculative_config"] = {"method": method}
+    # In one process the client cuts an answer before the engine has begun the next step.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM
 
     with tempfile.TemporaryDirectory() as folder:
         knowledge = Path(folder) / "lengths.npz"
         teach(earlier, max_model_len, knowledge)
-        options: dict[str, Any] = {"predictor_file": str(knowledge)}
-        if step_log is not None:
-            options["step_log"] = str(step_log)
+        log = step_log or Path(folder) / "steps.jsonl"
+        options: dict[str, Any] = {"predictor_file": str(knowledge), "step_log": str(log)}
         fcfs = LLM(**settings)
         ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
         engines = {"fcfs": fcfs, "laps_sd": ours}
         for name, llm in engines.items():
-            replay(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
+            serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
+        model_of = Model(batch_size, max_model_len, knowledge)
         rate = capacity(fcfs, later[: max(requests // 3, 2)], batch_size)
         console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
         pairs = []
         for number in range(rounds):
             stream = poisson(later, load * rate, seed + number)
             order = ["fcfs", "laps_sd"][:: 1 if number % 2 == 0 else -1]
-            runs = {name: replay(engines[name], stream, f"{name}{number}") for name in order}
-            pairs.append(Pair(laps_sd_first=order[0] == "laps_sd", **runs))
-            pair = pairs[-1]
+            before = len(read_steps(log))
+            served = {name: serve(engines[name], stream, f"{name}{number}") for name in order}
+            drafts = mean_drafts(read_steps(log)[before:])
+            runs = {}
+            for name, one in served.items():
+                mean = model_of.mean_latency(name, stream, one, drafts)
+                run = summarise(stream, one)
+                runs[name] = run.model_copy(update={"simulated_mean_s": mean})
+            pair = Pair(laps_sd_first=order[0] == "laps_sd", **runs)
+            pairs.append(pair)
             console.print(
                 f"mean latency {pair.fcfs.mean_latency_s:.2f} s with vLLM's scheduler, {pair.laps_sd.mean_latency_s:.2f} "
                 f"s with LAPS-SD: {pair.ratio:.2f}x; 99th percentile {pair.fcfs.p99_latency_s:.2f} s and "
                 f"{pair.laps_sd.p99_latency_s:.2f} s"
+            )
+            console.print(
+                f"simulated: {pair.fcfs.simulated_mean_s:.2f} s ({pair.fcfs.simulated_off:+.0%}) and "
+                f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%})"
             )
         for llm in engines.values():
             llm.llm_engine.engine_core.shutdown()

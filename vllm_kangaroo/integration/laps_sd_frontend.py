@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
+
 from vllm_kangaroo.integration.laps_sd_config import (
     asks_for_laps_sd,
     refuse_unsupported,
@@ -13,8 +15,13 @@ from vllm_kangaroo.integration.laps_sd_config import (
 )
 from vllm_kangaroo.integration.laps_sd_metrics import LapsSdProm
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY, read_hint
+from vllm_kangaroo.laps_sd.options import LapsSdError
 
 MARK = "_vllm_kangaroo_laps_sd"
+
+
+class HintError(VLLMValidationError, LapsSdError):
+    """A wrong hint, of the class that vLLM's server answers with status 400."""
 
 
 def install() -> None:
@@ -54,7 +61,10 @@ def _validate_params(original: Callable[..., Any]) -> Callable[..., Any]:
         extra = getattr(params, "extra_args", None)
         if extra and HINT_KEY in extra and asks_for_laps_sd(self.vllm_config):
             most = params.max_tokens
-            read_hint(extra, self.model_config.max_model_len if most is None else most)
+            try:
+                read_hint(extra, self.model_config.max_model_len if most is None else most)
+            except LapsSdError as error:
+                raise HintError(str(error)) from None
         return original(self, params, *args, **kwargs)
 
     return validate

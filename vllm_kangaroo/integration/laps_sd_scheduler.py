@@ -71,6 +71,8 @@ class LapsSdScheduler(Scheduler):
         self._refused: str | None = None
         self._steps: dict[int, Scheduled] = {}
         self._last_output = 0.0
+        self._busy = False
+        """Whether there was work left after the last results: the engine's time until the next is the next step's."""
         self._stats = StatsPacker(self.laps)
         self._step_log = Path(options.step_log).expanduser() if options.step_log else None
         self._ledger = StepLedger(self.laps, 1 + self.num_spec_tokens)
@@ -114,7 +116,9 @@ class LapsSdScheduler(Scheduler):
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         self._forget(request)
-        return super()._free_request(request, delay_free_blocks)
+        freed = super()._free_request(request, delay_free_blocks)
+        self._busy = self._busy and bool(self.requests)
+        return freed
 
     def _forget(self, request: Request) -> None:
         name = request.request_id
@@ -250,15 +254,20 @@ class LapsSdScheduler(Scheduler):
         now = time.monotonic()
         step = self._steps.pop(id(scheduler_output), None)
         if step is not None:
-            # Where steps overlap, one begins when the results of that before it have come.
-            seconds = now - max(step.started, self._last_output)
+            # A step begins when the results of that before it have come: what the engine does between them, or lets
+            # overlap, is time of its requests as well.
+            last, started = self._last_output, step.started
+            seconds = now - (last if self._busy else max(last, started))
             self._last_output = now
-            self._ledger.take(scheduler_output, model_runner_output, seconds, now)
+            prompts = self._ledger.take(scheduler_output, model_runner_output, seconds, now)
             if self._step_log is not None:
-                self._log_step(scheduler_output, seconds, step.kv_tokens)
-        return super().update_from_output(scheduler_output, model_runner_output)
+                self._log_step(scheduler_output, seconds, step.kv_tokens, prompts)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if step is not None:
+            self._busy = self.get_num_unfinished_requests() > 0
+        return outputs
 
-    def _log_step(self, output: Any, seconds: float, kv_tokens: int) -> None:
+    def _log_step(self, output: Any, seconds: float, kv_tokens: int, prompts: int) -> None:
         assert self._step_log is not None
         record = StepRecord(
             seconds=max(seconds, 1e-9),
@@ -266,6 +275,7 @@ class LapsSdScheduler(Scheduler):
             tokens=output.total_num_scheduled_tokens,
             kv_tokens=kv_tokens,
             drafts=max(map(len, output.scheduled_spec_decode_tokens.values()), default=0),
+            prompt_tokens=prompts,
         )
         with self._step_log.open("a") as log:
             log.write(record.model_dump_json() + "\n")
@@ -317,6 +327,11 @@ class LapsSdScheduler(Scheduler):
             for request in list(self.paused.values()):
                 self._preempt_request(request, time.monotonic(), drop_stale_output=True)
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        """As vLLM's; what time passes meanwhile is nobody's."""
+        self._busy = False
+        super().set_pause_state(pause_state)
 
     # Counts
 

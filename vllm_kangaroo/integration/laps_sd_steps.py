@@ -54,7 +54,7 @@ class StepLedger:
         """Whether all of the last step were decoding, and the requests have been the same since."""
         self._turn = 0
 
-    def take(self, output: Any, results: Any, seconds: float, now: float) -> None:
+    def take(self, output: Any, results: Any, seconds: float, now: float) -> int:
         """Account for a step.
 
         Args:
@@ -62,6 +62,9 @@ class StepLedger:
             results: the ``ModelRunnerOutput`` that belongs to it, not yet taken in by the scheduler.
             seconds: that it took.
             now: when its results came.
+
+        Returns:
+            How many prompt tokens were in it.
         """
         scheduled = output.num_scheduled_tokens
         names, sampled = results.req_ids, results.sampled_token_ids
@@ -73,7 +76,7 @@ class StepLedger:
         at = self._places(names)
         new = np.fromiter(map(len, sampled), np.int64, size) if sampled else np.zeros(size, int)
         total = output.total_num_scheduled_tokens
-        rate, chosen, answer = seconds / max(total, 1), None, new
+        rate, chosen, answer, prompt = seconds / max(total, 1), None, new, 0
         if self._steady and total == size * self._most and int(new.min()) > 0:
             # All decode with all their drafts.
             spent: NDArray[np.float64] | float = rate * self._most
@@ -94,7 +97,7 @@ class StepLedger:
                 one = Progress(names[each], int(positions[each]), new_tokens=int(new[each]))
                 self._tell_prompt(one, rate * one.prompt_tokens, now - seconds, now)
             if not len(answer):
-                return
+                return prompt
         done = np.empty((len(answer), 4))
         done[:, SECONDS] = spent
         done[:, ROUNDS] = 1
@@ -106,6 +109,7 @@ class StepLedger:
         due = (done[:, ROUNDS] >= self._look[at]) | (done[:, SECONDS] > self._sink[at])
         for each in self._next(np.flatnonzero(due).tolist()):
             self.settle(names[each if chosen is None else int(chosen[each])])
+        return prompt
 
     def _next(self, due: list[int]) -> list[int]:
         """Those whose turn it is."""

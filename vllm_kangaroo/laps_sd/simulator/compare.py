@@ -60,7 +60,7 @@ class SimulationSettings(BaseModel):
     options: LapsSdOptions = LapsSdOptions()
 
 
-class _Frozen:
+class FrozenLengths:
     """A predictor that has done with learning, asked once for each request of the trace."""
 
     def __init__(self, inner: LengthPredictor) -> None:
@@ -68,16 +68,17 @@ class _Frozen:
         self._laws: dict[int, LengthLaw] = {}
 
     def predict(self, facts: RequestFacts) -> LengthLaw:
+        """As the other did at first."""
         law = self._laws.get(id(facts))
         if law is None:
             law = self._laws[id(facts)] = self._inner.predict(facts)
         return law
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
-        pass
+        """Nothing."""
 
     def save(self) -> None:
-        pass
+        """Nothing to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def compare(
     outcomes: dict[str, Outcome] = {}
     for name in policies:
         predictor = deepcopy(trained)
-        policy = _policy(name, predictor if fits else _Frozen(predictor), settings, workload)
+        policy = _policy(name, predictor if fits else FrozenLengths(predictor), settings, workload)
         outcome = simulate(
             workload,
             facts,

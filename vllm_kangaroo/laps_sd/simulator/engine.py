@@ -148,6 +148,7 @@ def _step(
         if budget > 0:
             step.append(stream.prompt(each, budget))
             budget -= step[-1].prompt_tokens
-    tokens = len(decoding) * width + sum(one.prompt_tokens for one in step)
-    kv += sum(one.prompt_tokens for one in step)
-    return step, step_time.seconds(len(step), tokens, kv, drafts if decoding else 0)
+    prompt = sum(one.prompt_tokens for one in step)
+    tokens = len(decoding) * width + prompt
+    drafts = drafts if decoding else 0
+    return step, step_time.seconds(len(step), tokens, kv + prompt, drafts, prompt)

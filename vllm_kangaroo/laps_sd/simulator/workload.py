@@ -45,6 +45,7 @@ class Workload:
     rounds: list[list[int]]
     """Drafts accepted in each decoding round of each request; the first token comes with the prompt."""
     drafts: int
+    """Per round."""
     seconds_alone: NDArray[np.float64]
     """Time each would take with the engine to itself."""
 
@@ -126,7 +127,7 @@ def make_workload(
             step_time.seconds(requests, requests * width, 0, acceptance.drafts)
             + step_time.per_kv * kv
         )
-        prompt = step_time.fixed + step_time.per_request + step_time.per_token * prompts
+        prompt = step_time.fixed + step_time.per_request + step_time.prompt_rate * prompts
         return counts * per_round + prompt * (requests if requests > 1 else 1)
 
     gap = float(busy(batch_size).mean()) / batch_size / load

@@ -1,0 +1,73 @@
+"""The simulator beside a run: given the same rounds and steps that cost the same, it comes to the same latencies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vllm_kangaroo.bench.replay import Cycle, Served, Stream
+from vllm_kangaroo.bench.replay_model import Model, mean_drafts
+from vllm_kangaroo.laps_sd.learned import LearnedLengths
+from vllm_kangaroo.laps_sd.lengths import RequestFacts
+from vllm_kangaroo.laps_sd.options import LapsSdOptions
+from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs
+from vllm_kangaroo.laps_sd.simulator.compare import FrozenLengths
+from vllm_kangaroo.laps_sd.simulator.engine import simulate
+from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, StepTime
+from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.simulator.workload import Workload
+
+TRUE = StepTime(
+    fixed=0.008, per_token=2e-4, per_prompt_token=1e-4, per_kv=1e-6, per_request=5e-4, draft=1e-3
+)
+DRAFTS, BATCH, LONGEST = 2, 4, 1024
+
+
+@pytest.mark.parametrize("name", ["fcfs", "laps_sd"])
+def test_a_run_that_the_model_describes_is_met(name: str, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    requests = [
+        TraceRequest([1] * int(rng.integers(5, 100)), int(rng.integers(2, 200))) for _ in range(120)
+    ]
+    arrivals = np.cumsum(rng.exponential(0.18, len(requests)))
+    tokens = [
+        [1, *rng.integers(1, DRAFTS + 2, each.output_tokens // 2).tolist()] for each in requests
+    ]
+    facts = [
+        RequestFacts(
+            len(each.prompt_token_ids),
+            LONGEST - len(each.prompt_token_ids),
+            each.prompt_token_ids,
+            true_tokens=sum(got),
+        )
+        for each, got in zip(requests, tokens, strict=True)
+    ]
+    rounds = [[each - 1 for each in got[1:]] for got in tokens]
+    workload = Workload(arrivals, np.arange(120), rounds, DRAFTS, np.ones(120))
+    knowledge = tmp_path / "none.npz"
+    policy: SimulatedPolicy = fcfs()
+    if name == "laps_sd":
+        policy = LapsSdPolicy(LapsSdOptions(), FrozenLengths(LearnedLengths(file=knowledge)))
+    real = simulate(workload, facts, policy, TRUE, batch_size=BATCH)
+    cycles = []
+    for _ in range(500):
+        decoding, prompts = int(rng.integers(1, 4)), int(rng.integers(0, 2))
+        length, kv = prompts * int(rng.integers(5, 100)), int(rng.integers(10, 3000))
+        positions = decoding * (1 + DRAFTS) + length
+        seconds = TRUE.seconds(decoding + prompts, positions, kv, DRAFTS, length)
+        cycles.append(Cycle(seconds, decoding, prompts, length, kv))
+    served = Served(real.finished, tokens, cycles)
+    found = Model(BATCH, LONGEST, knowledge).mean_latency(
+        name, Stream(requests, arrivals), served, DRAFTS
+    )
+    assert found == pytest.approx(float((real.finished - arrivals).mean()), rel=0.03)
+    assert found > 1.2 * float(np.mean([len(each) * TRUE.fixed for each in rounds])), "none waited"
+
+
+def test_drafts_are_those_of_steps_without_prompts():
+    decode = StepRecord(seconds=1, requests=2, tokens=6, kv_tokens=9)
+    prompt = StepRecord(seconds=1, requests=2, tokens=103, kv_tokens=9, prompt_tokens=100)
+    assert mean_drafts([decode, prompt, decode]) == 2
