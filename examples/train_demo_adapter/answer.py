@@ -53,15 +53,7 @@ def main(
     )
     answers = llm.generate(
         [{"prompt_token_ids": ids} for ids in encoded],
-        [
-            SamplingParams(
-                temperature=temperature,
-                max_tokens=max_new_tokens,
-                ignore_eos=past_end,
-                seed=seed + at,
-            )
-            for at in range(len(encoded))
-        ],
+        SamplingParams(temperature=temperature, max_tokens=max_new_tokens, ignore_eos=past_end),
     )
     with out.open("w", encoding="utf-8") as file:
         for ids, answer in zip(encoded, answers, strict=True):

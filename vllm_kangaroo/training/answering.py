@@ -51,16 +51,13 @@ def main(job: Path, done: int) -> None:
 
 
 def _answers(llm: Any, prompts: list[list[int]], settings: dict[str, Any], start: int) -> list[str]:
+    import torch
     from vllm import SamplingParams
 
-    params = [
-        SamplingParams(
-            temperature=settings["temperature"],
-            max_tokens=settings["max_tokens"],
-            seed=settings["seed"] + start + at,
-        )
-        for at in range(len(prompts))
-    ]
+    # Seeded by the chunk, not by the request: vLLM 0.32 fails on a CPU when the prompt of a request
+    # with a seed is computed in parts.
+    torch.manual_seed(settings["seed"] + start)
+    params = SamplingParams(temperature=settings["temperature"], max_tokens=settings["max_tokens"])
     inputs = [{"prompt_token_ids": ids} for ids in prompts]
     outputs = llm.generate(inputs, params, use_tqdm=False)
     return [

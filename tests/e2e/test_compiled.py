@@ -1,0 +1,80 @@
+"""Compiled tiers, as engines run by default: the other tests run eager ones, which start sooner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.e2e.checkpoints import make_adapter, make_model
+from tests.e2e.engines import Engine, Engines, tokens_of
+
+PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(6)]
+OPTIONS: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model("llama", tmp_path_factory.mktemp("llama"))
+
+
+def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often verification ran as one graph, and how often tier by tier."""
+    passes: Counter[str] = Counter()
+    ladder = engine.ladder
+
+    def watch(name: str) -> None:
+        run = getattr(ladder, name)
+
+        def watched(*args: Any) -> Any:
+            passes[name] += 1
+            return run(*args)
+
+        monkeypatch.setattr(ladder, name, watched)
+
+    watch("joined")
+    watch("top")
+    return passes
+
+
+@pytest.fixture(scope="module")
+def plain(engines: Engines, model: str) -> Engine:
+    return engines.plain(model=model, enforce_eager=False)
+
+
+@pytest.fixture(scope="module")
+def engine(engines: Engines, model: str, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    config = {
+        "method": "hispec",
+        "draft_exit_layer": 2,
+        "verify_exit_layer": 4,
+        "draft_adapter": make_adapter(model, 2, tmp_path_factory.mktemp("adapter")),
+    }
+    return engines.get(model=model, enforce_eager=False, speculative_config=config)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["alone", "batch"])
+def test_tokens_are_those_of_vllm_alone_and_verification_is_one_graph(
+    prompts: list[list[int]], plain: Engine, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokens_of(plain.generate(prompts, **OPTIONS))
+    passes = counted(engine, monkeypatch)
+    with engine.drafting() as gain:
+        assert tokens_of(engine.generate(prompts, **OPTIONS)) == expected
+    assert gain.totals.accepted < gain.totals.drafted, "no draft was rejected"
+    assert passes["joined"] > passes["top"] > 0
+
+
+def test_a_fault_in_the_joined_graph_shows(
+    plain: Engine, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tokens_of(plain.generate(PROMPTS, **OPTIONS))
+    joined = engine.ladder.joined
+    assert joined is not None
+
+    def shuffled(input_ids: Any, tail: Any, positions: Any, order: Any, state: Any) -> Any:
+        return joined(input_ids, tail, positions, order.flip(0), state)
+
+    monkeypatch.setattr(engine.ladder, "joined", shuffled)
+    assert tokens_of(engine.generate(PROMPTS, **OPTIONS)) != expected
