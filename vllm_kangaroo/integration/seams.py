@@ -240,6 +240,12 @@ SEAMS: tuple[Seam, ...] = (
         ("common_attn_metadata",),
     ),
     Seam(
+        "vllm.model_executor.models.utils:extract_layer_index",
+        "called",
+        "Which attention layers lie below the last exit: in a joined pass they see other positions than the rest.",
+        ("layer_name",),
+    ),
+    Seam(
         "vllm.forward_context:set_forward_context",
         "called",
         "Metadata and slots reach the attention layers through it.",
