@@ -122,19 +122,18 @@ class StepLedger:
 
     def _places(self, names: list[RequestId]) -> NDArray[np.int64]:
         if names != self._names:
-            found = list(map(self._slots.get, names))
-            if None in found:
-                found = [
-                    self._enter(name) if slot is None else slot
-                    for name, slot in zip(names, found, strict=True)
-                ]
-            self._names, self._steady = list(names), False
-            self._at = np.array(found, dtype=np.int64)
+            slots = self._slots
+            try:
+                found = np.fromiter(map(slots.__getitem__, names), np.int64, len(names))
+            except KeyError:  # some have ended while the step was on its way
+                for name in names:
+                    if name not in slots and name in self._policy:
+                        self._enter(name)
+                found = np.array([slots.get(name, 0) for name in names], dtype=np.int64)
+            self._names, self._steady, self._at = list(names), False, found
         return self._at
 
     def _enter(self, name: RequestId) -> int:
-        if name not in self._policy:
-            return 0
         if not self._free:
             size = len(self._look)
             self._free = list(range(2 * size - 1, size - 1, -1))
@@ -167,12 +166,11 @@ class StepLedger:
 
     def watch(self, name: RequestId) -> None:
         """Note when the policy wants to look at a request again."""
-        slot = self._slots.get(name)
-        if slot is not None:
-            entry = self._policy.entry(name)
-            urgent = entry.starved or not entry.running
-            self._look[slot] = 0 if urgent else entry.look_again - entry.rounds
-            self._sink[slot] = entry.sinks_at - entry.attained
+        slot = self._slots.get(name) or self._enter(name)
+        entry = self._policy.entry(name)
+        urgent = entry.starved or not entry.running
+        self._look[slot] = 0 if urgent else entry.look_again - entry.rounds
+        self._sink[slot] = entry.sinks_at - entry.attained
 
     def evicted(self, name: RequestId) -> None:
         """A request has lost its KV: what it runs next is prompt."""
