@@ -5,8 +5,7 @@ what each is and where it is published); OUT receives
 
 * ``train.jsonl`` and ``held_out.jsonl``: conversations and plain texts,
 * ``prompts_train.jsonl`` and ``prompts_held_out.jsonl``: conversations cut before an answer, and
-  passages and programming tasks to be answered, for ``answer.py`` to have the model continue,
-* ``prompts_long.jsonl``: longer passages to be summarised, for the same.
+  passages and programming tasks to be answered, for ``answer.py`` to have the model continue.
 
 Every fiftieth document of a source is held out.
 """
@@ -160,8 +159,6 @@ ASKED: list[tuple[str, Callable[[Path], Iterator[Row | None]], int, str]] = [
     ("mbpp", tasks, 900, "{}"),
 ]
 
-LONG = ("books-extra", 1500, "Summarize: {}")
-
 
 def opening(row: Row) -> str:
     """What tells a document from others: its first turn, or its text."""
@@ -225,11 +222,6 @@ def main(
         prompts += asked[name]
         rng_of_asked.shuffle(prompts)
         write(out / f"prompts_{name}.jsonl", prompts)
-    folder, most, form = LONG
-    texts = [str(row["text"]) for row in novels(data / folder) if row]
-    random.Random(seed + 2).shuffle(texts)
-    long = [{"messages": [{"role": "user", "content": form.format(text)}]} for text in texts]
-    write(out / "prompts_long.jsonl", list(long[:most]))
 
 
 if __name__ == "__main__":
