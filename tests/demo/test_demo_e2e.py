@@ -11,7 +11,10 @@ import pytest
 from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.results import DemoResult
 
-PROMPTS = ("Can you find me a bus to San Francisco?", "I would like a large latte, please.")
+PROMPTS = (
+    "Can you find me a bus to San Francisco?",
+    "A bakery sells 20 cakes a day for $8 each. How much money does it make in 5 days?",
+)
 
 
 @pytest.mark.e2e

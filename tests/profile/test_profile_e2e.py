@@ -16,10 +16,13 @@ from tests.e2e.engines import Engines
 from tests.e2e.prompts import QUESTIONS, STORY
 from vllm_kangaroo import cli, demo_adapter, demo_model
 from vllm_kangaroo.bench.engines import EngineSettings
+from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 from vllm_kangaroo.options import parse_options
 from vllm_kangaroo.profile.options import ProfileOptions
 from vllm_kangaroo.profile.results import ProfileResult
 from vllm_kangaroo.profile.run import candidates
+
+EXIT = AdapterConfig.load(Path(demo_adapter())).exit_layer
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_from_a_model_to_settings(
     monkeypatch.setattr("vllm_kangaroo.profile.timing.engine", inside)
     monkeypatch.setattr("vllm_kangaroo.profile.timing.SETTLE_SECONDS", 0.0)
     arguments = (
-        f"profile --model {demo_model()} --data {data} --out {tmp_path} --exit-layer 1 "
+        f"profile --model {demo_model()} --data {data} --out {tmp_path} --exit-layer {EXIT} "
         f"--adapter {demo_adapter()} --prompts 8 --tokens 12 --eager --repeats 1 --max-drafts 3 "
         "--dtype float32 --verify"
     )
@@ -65,10 +68,10 @@ def test_from_a_model_to_settings(
     found = ProfileResult.model_validate_json((tmp_path / "profile.json").read_text())
     assert (tmp_path / "profile.png").read_bytes()[1:4] == b"PNG"
     bare, adapter = found.exits
-    assert bare.exit_layer == adapter.exit_layer == 1 and adapter.adapter == "kangaroo_adapter"
+    assert bare.exit_layer == adapter.exit_layer == EXIT and adapter.adapter == "kangaroo_adapter"
     assert adapter.agreement > bare.agreement > 0.2
     assert adapter.acceptance > bare.acceptance > 0.2
-    assert found.costs.plain > 0 and found.costs.draft(1) > 0 and bare.hispec is None
+    assert found.costs.plain > 0 and found.costs.draft(EXIT) > 0 and bare.hispec is None
     # Both are run, and the faster one is taken, whatever was predicted of them.
     assert sorted(each.predicted.speedup for each in found.finalists) == sorted(
         each.kangaroo.speedup for each in (bare, adapter)
