@@ -19,6 +19,8 @@ from tests.e2e.serving import Server, environment, free_port, members, serving, 
 from vllm_kangaroo import demo_model
 
 MODEL_LENGTH = 512
+# Answers that a client asks for before it leaves.
+LEFT = 16
 TOKENS = 48
 SHAPE = ["--enforce-eager", "--dtype", "float32", "--max-model-len", str(MODEL_LENGTH)]
 PROMPTS = [
@@ -128,7 +130,7 @@ def complete(client: openai.OpenAI, prompt: str, **options: Any) -> Any:
     return client.completions.create(model="demo", prompt=prompt, **options)
 
 
-def long_stream(client: openai.OpenAI) -> Any:
+def long_stream(client: openai.OpenAI, **options: Any) -> Any:
     """A request that runs to the model's length limit."""
     return complete(
         client,
@@ -136,6 +138,7 @@ def long_stream(client: openai.OpenAI) -> Any:
         max_tokens=MODEL_LENGTH - 40,
         stream=True,
         extra_body={"ignore_eos": True},
+        **options,
     )
 
 
@@ -264,7 +267,7 @@ def test_a_client_that_leaves_hurts_nobody(
     staying = long_stream(client)
     text = next(staying).choices[0].text
     for _ in range(3):
-        leaving = long_stream(client)
+        leaving = long_stream(client, n=LEFT, temperature=1.0)
         next(leaving)
         leaving.close()
     text += text_of(staying)
@@ -275,8 +278,8 @@ def test_a_client_that_leaves_hurts_nobody(
         assert time.monotonic() < deadline, "requests of clients that left are still running"
         time.sleep(0.05)
     produced = server.metrics()["vllm:generation_tokens_total"] - before
-    # The one that stayed and the last one; those that left did not run to their end.
-    assert produced < 3 * (MODEL_LENGTH - 40)
+    # However late a busy server notices that one left, most of its answers are still to be written.
+    assert produced < 3 * LEFT * (MODEL_LENGTH - 40) / 2
 
 
 @pytest.mark.parametrize(
