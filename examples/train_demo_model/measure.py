@@ -37,24 +37,18 @@ def exits(model: Path, held_out: Path, windows: int) -> Table:
     import torch
     from torch.nn import functional
 
+    from vllm_kangaroo.training.documents import read_documents
     from vllm_kangaroo.training.target import Target
-    from vllm_kangaroo.training.training_data import load_tokenizer, load_windows
+    from vllm_kangaroo.training.training_data import load_tokenizer
+    from vllm_kangaroo.training.windows import Windows, pack
 
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     target = Target.load(str(model), range(1, layers), torch.float32, "cpu")
-    _, measured = load_windows(
-        (held_out,),
-        (held_out,),
-        load_tokenizer(str(model)),
-        window=256,
-        seed=0,
-        fraction=0.01,
-        most=windows,
-        whole=True,
-    )
+    packed = pack(list(read_documents([held_out], load_tokenizer(str(model)))), 256, 0)
+    measured = Windows(packed.ids[:windows], packed.counted[:windows])
     loss, same = [0.0] * layers, [0] * layers
     total = 0
-    for ids, _ in measured[held_out.name.split(".")[0]].batches(8):
+    for ids, _ in measured.batches(8):
         *states, final = target.states(ids)
         normed = [target.final_norm(state) for state in states]
         own = target.logits(final)[:, :-1].argmax(-1)

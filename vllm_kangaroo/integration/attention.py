@@ -25,10 +25,10 @@ from vllm_kangaroo.ladder.spans import IntArray, Spans
 class PagedAttention:
     """Serves the ladder's passes from the block tables of a V1 model runner."""
 
-    def __init__(self, runner: Any, lower_layers: Collection[str] = ()) -> None:
+    def __init__(self, runner: Any, lower_layers: Collection[str]) -> None:
         """Serve the passes of ``runner``; ``lower_layers`` name the attention layers below the last tier."""
         self.runner = runner
-        self.lower_layers = frozenset(lower_layers)
+        self.lower_layers = lower_layers
         self.device: torch.device = runner.device
         self.counting = torch.arange(runner.max_num_reqs + 1, dtype=torch.int32)
         self._scheduled: tuple[Spans, Tensor] | None = None
@@ -89,17 +89,14 @@ class PagedAttention:
         """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
         assert self._scheduled is not None and spans.same(self._scheduled[0])
         context = get_forward_context()
-        everything = context.attn_metadata, context.slot_mapping
+        metadata, slot_mapping = cast(Any, context.attn_metadata), cast(Any, context.slot_mapping)
         with self.over(tail) as positions:
-            context.attn_metadata, context.slot_mapping = (
-                {name: (ends if name in self.lower_layers else all_)[name] for name in all_}
-                for all_, ends in zip(
-                    cast(Any, everything),
-                    (cast(Any, context.attn_metadata), cast(Any, context.slot_mapping)),
-                    strict=True,
-                )
-            )
+            context.attn_metadata = metadata | self._lower(context.attn_metadata)
+            context.slot_mapping = slot_mapping | self._lower(context.slot_mapping)
             yield positions, self._scheduled[1]
+
+    def _lower(self, of_layers: Any) -> dict[str, Any]:
+        return {name: of_layers[name] for name in self.lower_layers}
 
     @contextmanager
     def chain(self, rows: IntArray, starts: IntArray, steps: int) -> Iterator[DraftChain]:

@@ -108,7 +108,11 @@ class EarlyExitProposer:
             lambda positions, state: self._top(positions, *state, *self._pad),
             width=self.plan.num_speculative_tokens + 1,
             device=self.vllm_config.device_config.device,
-            joined=None if self._joined is None else self._run_joined,
+            joined=None
+            if self._joined is None
+            else lambda ids, tail, positions, order, state: self._joined(
+                ids, tail, positions, order, *state, *self._pad
+            )[0],
         )
         heads_named = ", ".join(
             path or "the target's own norm and head" for path in self.plan.adapters
@@ -148,13 +152,13 @@ class EarlyExitProposer:
     def attach(self, runner: Any) -> None:
         """Serve this runner's batches. Call once its block tables exist."""
         *_, top, layers = self.plan.exits
-        # Adapters come after the model's layers.
-        numbers = {
-            name: extract_layer_index(name)
+        # Adapters are numbered after the model's layers.
+        lower = [
+            name
             for group in runner.kv_cache_config.kv_cache_groups
             for name in group.layer_names
-        }
-        lower = [name for name, number in numbers.items() if not top <= number < layers]
+            if not top <= extract_layer_index(name) < layers
+        ]
         self.attention = PagedAttention(runner, lower)
 
     def warm(self, input_ids: Tensor, positions: Tensor, *, every_pass: bool) -> Tensor:
@@ -246,19 +250,6 @@ class EarlyExitProposer:
 
     def _run_middle(self, at: int, positions: Tensor, state: State) -> State:
         return cast(State, self._middle[at](positions, *state, *self._pad)[0])
-
-    def _run_joined(
-        self,
-        input_ids: Tensor,
-        tail_positions: Tensor,
-        positions: Tensor,
-        order: Tensor,
-        state: State,
-    ) -> Tensor:
-        hidden: Tensor = self._joined(
-            input_ids, tail_positions, positions, order, *state, *self._pad
-        )[0]
-        return hidden
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """vLLM's hook for drafters without hidden states; the runner drafts through :meth:`draft` instead."""

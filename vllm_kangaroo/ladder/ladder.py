@@ -182,9 +182,7 @@ class Ladder:
         entry = self._entry(self.tiers - 1, spans, np.zeros_like(spans.lengths), state_skip, state)
         with attention.over(spans) as positions:
             hidden = self.top(positions, entry)
-        self._count(self.tiers - 1, spans.tokens, spans.tokens)
-        self.counters.verified += spans.tokens
-        self.frontiers[spans.slots] = spans.ends[:, None]
+        self._completed(spans)
         return hidden
 
     def _complete_bottom(
@@ -212,19 +210,20 @@ class Ladder:
         attention: Attention,
     ) -> Tensor:
         tail = spans.tail(kept)
-        store = self.stores[-1]
-        places = np.repeat(spans.starts, kept) + ragged_arange(kept)
-        state = store.get(store.index(np.repeat(spans.slots, kept), places))
+        state = self._stored(self.tiers - 1, spans.slots, spans.starts, kept)
         order = torch.from_numpy(_interleaved(kept, tail.lengths)).to(input_ids.device)
         with attention.joined(tail, spans) as (tail_positions, positions):
             ends = _ends(input_ids, spans, kept, tail)
             hidden = joined(ends, tail_positions, positions, order, state)
         for tier in range(self.tiers - 1):
             self._count(tier, tail.tokens, spans.tokens)
+        self._completed(spans)
+        return hidden
+
+    def _completed(self, spans: Spans) -> None:
         self._count(self.tiers - 1, spans.tokens, spans.tokens)
         self.counters.verified += spans.tokens
         self.frontiers[spans.slots] = spans.ends[:, None]
-        return hidden
 
     def _count(self, tier: int, computed: int, wanted: int) -> None:
         self.counters.positions[tier] += computed
@@ -266,9 +265,7 @@ class Ladder:
         if not stored.any():
             assert fresh is not None
             return fresh
-        store = self.stores[level - 1]
-        positions = np.repeat(spans.starts + skip, stored) + ragged_arange(stored)
-        old = store.get(store.index(np.repeat(spans.slots, stored), positions))
+        old = self._stored(level, spans.slots, spans.starts + skip, stored)
         if fresh is None:
             return old
         mixed = tuple(torch.cat(parts) for parts in zip(old, fresh, strict=True))
@@ -277,6 +274,12 @@ class Ladder:
         order = _interleaved(stored, spans.lengths - below_skip)
         index = torch.from_numpy(order).to(mixed[0].device)
         return tuple(part.index_select(0, index) for part in mixed)
+
+    def _stored(self, level: int, slots: IntArray, starts: IntArray, lengths: IntArray) -> State:
+        """What the tier below ``level`` left in its exit store of ``lengths[i]`` positions from ``starts[i]``."""
+        store = self.stores[level - 1]
+        positions = np.repeat(starts, lengths) + ragged_arange(lengths)
+        return store.get(store.index(np.repeat(slots, lengths), positions))
 
     def climb(
         self,

@@ -262,13 +262,9 @@ def _run_finalists(
 ) -> list[Finalist]:
     """Run settings on the prompts that they were chosen by: a cost model tells settings apart, not seconds."""
     finalists: list[Finalist] = []
-    if not predictions:
-        return finalists
-    with telling(console, "timing vLLM alone"):
-        _, plain = watch.alone(prompts)
     for at, each in enumerate(predictions, start=1):
         with telling(console, f"running finalist {at} of {len(predictions)}"):
-            times, ratio = watch.drafting(each.speculative_config, prompts, plain.seconds)
+            times, ratio = watch.drafting(each.speculative_config, prompts)
         length = times.tokens / times.rounds
         finalists.append(Finalist(predicted=each, speedup=ratio, acceptance_length=length))
     return finalists
@@ -292,8 +288,8 @@ def _verify(
 ) -> Verification:
     """Run the best settings and vLLM alone on prompts that had no part in the choice."""
     config = best.speculative_config
-    answers, plain = watch.alone(prompts)
-    drafting, ratio = watch.drafting(config, prompts, plain.seconds)
+    answers, _ = watch.alone(prompts)
+    drafting, ratio = watch.drafting(config, prompts)
     adapter = config.get("model")
     head = next(
         each

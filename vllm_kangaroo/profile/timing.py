@@ -73,13 +73,13 @@ class Stopwatch:
         return [one.token_ids for one in answers], _times(answers, {})
 
     def drafting(
-        self, config: dict[str, Any], prompts: Prompts, reference: float
+        self, config: dict[str, Any], prompts: Prompts, reference: float | None = None
     ) -> tuple[EngineTimes, float]:
         """Start an engine that drafts, and run it and vLLM alone in turns.
 
         Args:
             config: its ``speculative_config``.
-            reference: seconds that vLLM alone takes for the prompts, to which times are scaled.
+            reference: seconds that vLLM alone takes for the prompts, to which times are scaled; None leaves them.
 
         Returns:
             the times, and vLLM's seconds over those of drafting: of the turn with the median ratio.
@@ -98,7 +98,7 @@ class Stopwatch:
                 grown = {name: after[name] - before[name] for name in after}
                 turns.append((plain / _seconds(answers), plain, answers, grown))
         ratio, plain, answers, grown = sorted(turns, key=lambda turn: turn[0])[len(turns) // 2]
-        return _times(answers, grown, reference / plain), ratio
+        return _times(answers, grown, 1.0 if reference is None else reference / plain), ratio
 
     def _run(self, llm: Any, prompts: Prompts) -> list[Answer]:
         from vllm import SamplingParams
