@@ -43,6 +43,11 @@ def test_bench_counts_equal_outputs_and_positions(tmp_path: Path):
     assert [one.drafting_first for one in result.rounds] == [False, True]
     for one in result.rounds:  # end-of-sequence ignored: every output has its full length
         assert one.plain.tokens == one.drafting.tokens == 3 * 20
+        # What came after each prompt's first token: in a batch of two, a request's time overlaps another's.
+        for speed in (one.plain, one.drafting):
+            assert speed.decode_tokens == 3 * 19
+            assert 0 < speed.decode_seconds < 2 * speed.seconds
+        assert one.decode_speedup is not None
     assert result.equality is not None
     assert result.equality.identical == result.equality.plain_repeats == 3
     assert 0 < result.acceptance.accepted <= result.acceptance.drafted

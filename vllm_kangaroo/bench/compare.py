@@ -47,6 +47,13 @@ class Contender(BaseModel):
         theirs, ours = ([one.tokens_per_second for one in each.speeds] for each in (other, self))
         return Spread.of(paired_ratios(theirs, ours))
 
+    def decoding_over(self, other: Contender) -> Spread | None:
+        """The same after first tokens; None where there were no more."""
+        theirs, ours = (
+            [one.decode_tokens_per_second for one in each.speeds] for each in (other, self)
+        )
+        return Spread.of(paired_ratios(theirs, ours)) if all(theirs) else None
+
 
 class Comparison(BaseModel):
     """One run of ``vllm-kangaroo bench compare``."""
@@ -133,6 +140,7 @@ def comparison_table(result: Comparison) -> Table:
     for heading in (
         "tokens/s",
         "over vLLM alone",
+        "after the\nfirst token",
         "acceptance\nlength",
         "drafts\nper step",
         "identical",
@@ -144,6 +152,7 @@ def comparison_table(result: Comparison) -> Table:
             name,
             spread(one.tokens_per_second, 1),
             NONE if one is plain else spread(one.over(plain), 2, "x"),
+            NONE if one is plain else spread(one.decoding_over(plain), 2, "x"),
             number(one.acceptance.length),
             number(one.acceptance.drafts_per_step),
             NONE if one.identical is None else f"{one.identical} of {setup.prompts}",

@@ -23,10 +23,18 @@ class Generation:
     """Tokens emitted by each step of the engine."""
     acceptance: Acceptance = field(default_factory=Acceptance)
     finish_reason: str = ""
+    times: list[float] = field(default_factory=list)
+    """When each of the steps had ended, in seconds of a clock without a zero."""
 
     def drafted(self) -> list[bool]:
         """Whether each token was an accepted draft."""
         return draft_flags(self.steps, self.acceptance.accepted)
+
+    def decoding(self) -> tuple[int, float]:
+        """Tokens after the first step that emitted any, and the seconds they took."""
+        if not self.times:
+            return 0, 0.0
+        return sum(self.steps[1:]), self.times[-1] - self.times[0]
 
 
 def sampling(temperature: float, max_tokens: int, *, ignore_eos: bool = False) -> Any:
@@ -62,15 +70,18 @@ def generate(
     for name, token_ids in zip(found, prompts, strict=True):
         llm.llm_engine.add_request(name, {"prompt_token_ids": list(token_ids)}, params)
     while llm.llm_engine.has_unfinished_requests():
-        for output in llm.llm_engine.step():
-            _take(found[output.request_id], output.outputs[0])
+        outputs = llm.llm_engine.step()
+        now = perf_counter()
+        for output in outputs:
+            _take(found[output.request_id], output.outputs[0], now)
     return list(found.values()), perf_counter() - began
 
 
-def _take(generation: Generation, delta: Any) -> None:
+def _take(generation: Generation, delta: Any, now: float) -> None:
     if delta.token_ids:
         generation.token_ids.extend(delta.token_ids)
         generation.steps.append(len(delta.token_ids))
+        generation.times.append(now)
     if delta.finish_reason is not None:
         generation.finish_reason = delta.finish_reason
     metrics = delta.spec_decode_metrics

@@ -61,7 +61,7 @@ def _parts(result: BenchResult) -> Iterator[RenderableType]:
 
 def _rounds(result: BenchResult) -> Table:
     table = Table("round", title="Tokens per second")
-    for heading in ("vLLM alone", "with drafting", "speed-up"):
+    for heading in ("vLLM alone", "with drafting", "speed-up", "after the first token"):
         table.add_column(heading, justify="right")
     for at, one in enumerate(result.rounds, start=1):
         table.add_row(
@@ -69,6 +69,7 @@ def _rounds(result: BenchResult) -> Table:
             number(one.plain.tokens_per_second, 1),
             number(one.drafting.tokens_per_second, 1),
             number(one.speedup, 2, "x"),
+            number(one.decode_speedup, 2, "x"),
         )
     table.add_section()
     table.add_row(
@@ -76,6 +77,7 @@ def _rounds(result: BenchResult) -> Table:
         spread(result.plain_tokens_per_second, 1),
         spread(result.drafting_tokens_per_second, 1),
         f"[bold]{spread(result.speedup, 2, 'x')}[/bold]",
+        spread(result.decode_speedup, 2, "x"),
     )
     return table
 

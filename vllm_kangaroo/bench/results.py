@@ -12,19 +12,34 @@ from vllm_kangaroo.provenance import Provenance
 
 
 class Speed(BaseModel):
-    """Tokens generated and the wall time they took, prefill included."""
+    """Tokens generated and the wall time they took, prefill included; and what of it came after first tokens."""
 
     tokens: int = 0
     seconds: float = 0.0
+    decode_tokens: int = 0
+    """Those after each request's first."""
+    decode_seconds: float = 0.0
+    """From each request's first token to its last, added up over requests."""
 
     def __add__(self, other: Speed) -> Speed:
-        return Speed(tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds)
+        return Speed(
+            tokens=self.tokens + other.tokens,
+            seconds=self.seconds + other.seconds,
+            decode_tokens=self.decode_tokens + other.decode_tokens,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+        )
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def tokens_per_second(self) -> float:
         """Zero if nothing was generated."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Of a request, after its first token: one over vLLM's time per output token."""
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
 class Round(BaseModel):
@@ -39,6 +54,13 @@ class Round(BaseModel):
     def speedup(self) -> float:
         """Ratio of the two engines' tokens per second."""
         return self.drafting.tokens_per_second / self.plain.tokens_per_second
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def decode_speedup(self) -> float | None:
+        """The same after first tokens, of which there may be no more."""
+        plain = self.plain.decode_tokens_per_second
+        return self.drafting.decode_tokens_per_second / plain if plain else None
 
 
 class Divergence(BaseModel):
@@ -128,3 +150,10 @@ class BenchResult(BaseModel):
     def drafting_tokens_per_second(self) -> Spread:
         """With drafting, over the rounds."""
         return Spread.of([one.drafting.tokens_per_second for one in self.rounds])
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def decode_speedup(self) -> Spread | None:
+        """After first tokens: the speed-up without the time of prompts, which drafting does not shorten."""
+        ratios = [one.decode_speedup for one in self.rounds if one.decode_speedup is not None]
+        return Spread.of(ratios) if ratios else None

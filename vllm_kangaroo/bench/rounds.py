@@ -59,15 +59,24 @@ def run_pass(
     """
     if together:
         outputs, seconds = generate(llm, prompts, params)
-        tokens = sum(len(output.token_ids) for output in outputs)
-        return Pass(outputs, None, Speed(tokens=tokens, seconds=seconds))
+        return Pass(outputs, None, _speed(outputs, seconds))
     outputs, speeds = [], []
     for at, prompt in enumerate(prompts):
         [output], seconds = generate(llm, [prompt], params)
         outputs.append(output)
-        speeds.append(Speed(tokens=len(output.token_ids), seconds=seconds))
+        speeds.append(_speed([output], seconds))
         told(at, output)
     return Pass(outputs, speeds, sum(speeds, Speed()))
+
+
+def _speed(outputs: Sequence[Generation], seconds: float) -> Speed:
+    decoding = [output.decoding() for output in outputs]
+    return Speed(
+        tokens=sum(len(output.token_ids) for output in outputs),
+        seconds=seconds,
+        decode_tokens=sum(tokens for tokens, _ in decoding),
+        decode_seconds=sum(took for _, took in decoding),
+    )
 
 
 def run_turns(
