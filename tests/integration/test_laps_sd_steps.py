@@ -35,9 +35,12 @@ def untold(host: Host, name: str) -> tuple[float, int]:
     return seconds, int(tokens)
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True])
 @pytest.mark.parametrize("requests", [3, MANY])
-def test_every_second_and_every_token_arrives(requests: int, monkeypatch: pytest.MonkeyPatch):
-    host = busy_host(requests)
+def test_every_second_and_every_token_arrives(
+    requests: int, prefix_caching: bool, monkeypatch: pytest.MonkeyPatch
+):
+    host = busy_host(requests, prefix_caching=prefix_caching)
     ledger, spent = host.scheduler._ledger, defaultdict(float)
     take = ledger.take
 

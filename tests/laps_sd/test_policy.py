@@ -110,6 +110,41 @@ def test_what_the_host_cannot_run_is_passed_over_and_kept():
     assert policy.select(3, 0.0) == ["a", "b", "c"]
 
 
+def test_the_front_ends_in_time_though_nothing_is_told_of_its_steps():
+    policy = make(max_wait_s=1.0, front_s=0.5)
+    for name in "ab":
+        policy.add(name, facts(1000), 0.0)
+    assert policy.select(1, 0.0) == ["a"]
+    assert policy.select(1, 1.5) == ["b"]
+    assert policy.select(1, 1.9) == ["b"], "it lost its place too soon"
+    assert policy.select(1, 2.1) == ["a"]
+
+
+def test_a_lost_kv_counts_among_what_is_still_to_do():
+    policy = make(window=2, base_threshold_s=100.0)
+    for name, tokens in (("a", 40), ("b", 44)):
+        policy.add(name, facts(tokens), 0.0)
+        policy.select(2, 0.0)
+        policy.report([Progress(name, 1, 0, 0, 0, 1)], ROUND, 0.0)
+        run(policy, name, 4, 1.0)
+    assert policy.select(2, 2.0) == ["a", "b"]
+    policy.evicted("a", 30)
+    assert policy.select(2, 2.0) == ["b", "a"]
+    assert policy.select(0, 2.0) == []
+    policy.evicted("b", 60)  # while it waits
+    assert policy.select(2, 2.0) == ["a", "b"]
+
+
+def test_what_was_in_the_prefix_cache_is_not_still_to_do():
+    policy = make()
+    policy.add("a", RequestFacts(prompt_tokens=100, max_tokens=9, true_tokens=5), 0.0)
+    policy.select(1, 0.0)
+    policy.report([Progress("a", 10)], ROUND, 0.1)
+    assert policy.entry("a").prompt_left == 90
+    policy.report([Progress("a", 20, new_tokens=1)], ROUND, 0.2)
+    assert policy.entry("a").prompt_left == 0
+
+
 def test_service_is_shared_by_positions_and_adds_up():
     policy = make()
     for name in "ab":

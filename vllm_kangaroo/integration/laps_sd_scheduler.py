@@ -317,7 +317,6 @@ class LapsSdScheduler(Scheduler):
         if name in self.laps:
             self._ledger.evicted(name)
             self.laps.evicted(name, request.num_tokens)
-            self.laps.release(name)
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False

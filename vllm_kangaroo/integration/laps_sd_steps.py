@@ -168,8 +168,7 @@ class StepLedger:
         """Note when the policy wants to look at a request again."""
         slot = self._slots.get(name) or self._enter(name)
         entry = self._policy.entry(name)
-        urgent = entry.starved or not entry.running
-        self._look[slot] = 0 if urgent else entry.look_again - entry.rounds
+        self._look[slot] = entry.look_again - entry.rounds if entry.running else 0
         self._sink[slot] = entry.sinks_at - entry.attained
 
     def evicted(self, name: RequestId) -> None:

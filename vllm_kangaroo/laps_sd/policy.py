@@ -14,6 +14,7 @@ than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are o
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from operator import attrgetter
@@ -49,6 +50,8 @@ class LapsSdPolicy:
         self._least: Entry | None = None
         """The least urgent of those that run, where it is known."""
         self._ready = ReadyQueue()
+        self._fronts: deque[tuple[float, Entry]] = deque()
+        """Until when a request that had waited long stays at the front, in order of that time."""
         self._arrivals = 0
         self._bounds: list[float] = []
         self._base = 0.0
@@ -123,6 +126,7 @@ class LapsSdPolicy:
         Returns:
             Those that start to run, the most urgent first, and those that stop.
         """
+        self._end_fronts(now)
         self._wake_starved(now)
         running, ready = self._running, self._ready
         refused: list[Entry] = []
@@ -199,8 +203,14 @@ class LapsSdPolicy:
         self.predictor.save()
 
     def evicted(self, request_id: RequestId, tokens: int) -> None:
-        """A request has lost its KV and must run that many tokens again before it goes on."""
-        self._entries[request_id].prompt_left = tokens
+        """A request has lost its KV: it waits, and must run that many tokens again before it goes on."""
+        entry = self._entries[request_id]
+        entry.prompt_left = tokens
+        if entry.running:
+            self._leave(entry)
+            self._stop(entry)
+        else:
+            self._place_again(entry)
 
     def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
         """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
@@ -226,9 +236,9 @@ class LapsSdPolicy:
             self.tally.waits.append(max(began - entry.arrived, 0.0))
         entry.attained += seconds
         entry.last_ran = ended
-        entry.prompt_left -= one.prompt_tokens
-        if entry.prompt_left < 0:
-            entry.prompt_left = 0
+        entry.prompt_left = max(entry.prompt_left - one.prompt_tokens, 0)
+        if one.new_tokens and entry.running:
+            entry.prompt_left = 0  # what had not to be run was in the prefix cache
         entry.done += one.new_tokens
         if one.rounds:
             entry.rounds += one.rounds
@@ -237,10 +247,11 @@ class LapsSdPolicy:
             entry.acceptance.add(
                 one.new_tokens, options.window, options.drift_sigmas, one.rounds, squares
             )
-        if entry.starved and ended >= entry.front_until and entry.running:
-            entry.starved = False
-        elif entry.rounds < entry.look_again and entry.attained <= entry.sinks_at and entry.running:
+        if entry.running and entry.rounds < entry.look_again and entry.attained <= entry.sinks_at:
             return  # it can hardly have moved
+        self._place_again(entry)
+
+    def _place_again(self, entry: Entry) -> None:
         if entry.running:
             before = entry.key
             self._place(entry)
@@ -248,7 +259,7 @@ class LapsSdPolicy:
                 self._moved(entry)
             elif entry.key < before:
                 self._least = None
-        else:  # chosen away while the step was in flight
+        else:
             self._ready.discard(entry)
             self._place(entry)
             self._ready.push(entry)
@@ -259,11 +270,17 @@ class LapsSdPolicy:
             entry = self._ready.longest_waiting()
             if entry is None or entry.last_ran > limit:
                 return
-            self._ready.discard(entry)
             entry.starved = True
             self.tally.starved += 1
-            self._place(entry)
-            self._ready.push(entry)
+            self._place_again(entry)
+
+    def _end_fronts(self, now: float) -> None:
+        fronts = self._fronts
+        while fronts and fronts[0][0] <= now:
+            until, entry = fronts.popleft()
+            if entry.running and entry.front_until == until:
+                entry.starved = False
+                self._place_again(entry)
 
     def _preempts(self, candidate: Entry, running: Entry) -> bool:
         if candidate.priority != running.priority:
@@ -279,6 +296,7 @@ class LapsSdPolicy:
         self._join(entry)
         if entry.starved:
             entry.front_until = now + self.options.front_s
+            self._fronts.append((entry.front_until, entry))
 
     def _join(self, entry: Entry) -> None:
         entry.running = True
@@ -288,6 +306,7 @@ class LapsSdPolicy:
         self._moved(entry)
 
     def _leave(self, entry: Entry) -> None:
+        entry.running = False
         self._running.remove(entry)
         if entry is self._least:
             self._least = None
