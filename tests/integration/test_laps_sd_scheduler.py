@@ -225,6 +225,21 @@ def test_a_session_waits_for_input_without_the_policy_and_goes_on():
     assert len(host.tokens[other]) == 60
 
 
+def test_a_session_that_goes_on_with_a_wrong_hint_ends_alone():
+    host = Host(0, blocks=64, **TINY)
+    session, other = quick(host, tokens=3, session=True), quick(host, tokens=9)
+    request = host.alive[session]
+    while session not in host.ended:
+        host.step()
+    host.alive[session] = request  # it has ended its turn only
+    host.runner.answered[session] = 0
+    host.tokens[session] = []
+    host.scheduler.add_request(host.request(session, [6] * 20, max_tokens=4, hint=9, session=True))
+    host.drain()
+    assert str(host.ended[session]) == "error"
+    assert len(host.tokens[other]) == 9
+
+
 def test_figures_travel_in_the_stats():
     from vllm_kangaroo.integration.laps_sd_metrics import PREFIX
 

@@ -67,7 +67,6 @@ class LapsSdScheduler(Scheduler):
         self.policy = SchedulingPolicy.FCFS
         self.waiting = StagedRequestQueue()
         self._blocked: dict[str, Request] = {}
-        self._wrong: set[str] = set()
         self._refused: str | None = None
         self._steps: dict[int, Scheduled] = {}
         self._last_output = 0.0
@@ -92,18 +91,17 @@ class LapsSdScheduler(Scheduler):
         else:
             self._tell(request)
 
-    def _tell(self, request: Request) -> None:
+    def _tell(self, request: Request, *, runs: bool = False) -> None:
+        """Let the policy know a request, or end it for a wrong hint; one that ``runs`` already has to be known."""
         params = request.sampling_params
         try:
             hint = read_hint(params.extra_args, request.max_tokens) if params else None
-        except (
-            LapsSdError
-        ) as error:  # the front end refuses it with this sentence, if it is one of ours
+        except LapsSdError as error:  # the front end says so itself, if it is one of ours
             logger.error("Request %s: %s", request.request_id, error)
-            self._blocked[request.request_id] = request
-            self._wrong.add(request.request_id)
             self.grammar_compile_error_reqs.add(request.request_id)  # ends it alone, as an error
-            return
+            if not runs:
+                return
+            hint = None
         facts = RequestFacts(
             prompt_tokens=request.num_prompt_tokens,
             max_tokens=request.max_tokens,
@@ -113,6 +111,8 @@ class LapsSdScheduler(Scheduler):
         )
         priority = request.priority if self._classes else 0
         self.laps.add(request.request_id, facts, time.monotonic(), priority)
+        if runs:
+            self.laps.adopt(request.request_id)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         self._forget(request)
@@ -124,7 +124,6 @@ class LapsSdScheduler(Scheduler):
         name = request.request_id
         self.paused.pop(name, None)
         self._blocked.pop(name, None)
-        self._wrong.discard(name)
         if name in self.laps:
             self._ledger.leave(name)
             ended = request.status in FINISHED_BY_ITSELF
@@ -157,9 +156,7 @@ class LapsSdScheduler(Scheduler):
 
     def _unblock(self) -> None:
         for request in list(self._blocked.values()):
-            if request.request_id not in self._wrong and self._handle_blocked_waiting_request(
-                request
-            ):
+            if self._handle_blocked_waiting_request(request):
                 del self._blocked[request.request_id]
                 self.deferred_waiting.discard(request)
                 self._tell(request)
@@ -246,8 +243,7 @@ class LapsSdScheduler(Scheduler):
         """Requests that vLLM has taken in by itself: streaming sessions that go on."""
         for request in self.running:
             if request.request_id not in self.laps:
-                self._tell(request)
-                self.laps.adopt(request.request_id)
+                self._tell(request, runs=True)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Account for the step, then as vLLM's."""
@@ -336,8 +332,8 @@ class LapsSdScheduler(Scheduler):
 
     def get_request_counts(self) -> tuple[int, int]:
         """Running ones, the paused among them, and waiting ones."""
-        running, _ = super().get_request_counts()
-        return running + len(self.paused), len(self.waiting) + len(self.kv_holding_waiting)
+        running, waiting = super().get_request_counts()
+        return running + len(self.paused), waiting
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """As vLLM's, the paused being deferred, with the policy's own figures in it."""
