@@ -46,7 +46,7 @@ def test_a_run_that_the_model_describes_is_met(name: str, tmp_path: Path):
         for each, got in zip(requests, tokens, strict=True)
     ]
     rounds = [[each - 1 for each in got[1:]] for got in tokens]
-    workload = Workload(arrivals, np.arange(120), rounds, DRAFTS, np.ones(120))
+    workload = Workload(arrivals, rounds, DRAFTS, np.ones(120))
     knowledge = tmp_path / "none.npz"
     policy: SimulatedPolicy = fcfs()
     if name == "laps_sd":

@@ -42,7 +42,7 @@ def comparisons_per_event(queued: int, events: int = 300) -> float:
         following += 1
         chosen = policy.select(4, now)
         now += 0.01
-        policy.report([Progress(name, 0, 1, 0, 0, 1) for name in chosen], 0.01, now)
+        policy.report([Progress(name, 0, 1, 0, 1) for name in chosen], 0.01, now)
         policy.remove(chosen[event % 4], output_tokens=3)
     return Counted.compared / events
 

@@ -27,7 +27,7 @@ def run(
     """That many rounds of one request alone; returns the time after them."""
     for _ in range(rounds):
         now += ROUND
-        policy.report([Progress(name, 0, 1, drafts, accepted, accepted + 1)], ROUND, now)
+        policy.report([Progress(name, 0, 1, drafts, accepted + 1)], ROUND, now)
     return now
 
 
@@ -125,7 +125,7 @@ def test_a_lost_kv_counts_among_what_is_still_to_do():
     for name, tokens in (("a", 40), ("b", 44)):
         policy.add(name, facts(tokens), 0.0)
         policy.select(2, 0.0)
-        policy.report([Progress(name, 1, 0, 0, 0, 1)], ROUND, 0.0)
+        policy.report([Progress(name, 1, 0, 0, 1)], ROUND, 0.0)
         run(policy, name, 4, 1.0)
     assert policy.select(2, 2.0) == ["a", "b"]
     policy.evicted("a", 30)
@@ -150,7 +150,7 @@ def test_service_is_shared_by_positions_and_adds_up():
     for name in "ab":
         policy.add(name, facts(10), 0.0)
     policy.select(2, 0.0)
-    policy.report([Progress("a", 0, 1, 5, 2, 3), Progress("b", 0, 1, 1, 0, 1)], 0.8, 0.8)
+    policy.report([Progress("a", 0, 1, 5, 3), Progress("b", 0, 1, 1, 1)], 0.8, 0.8)
     assert policy.entry("a").attained == pytest.approx(0.6)
     assert policy.entry("b").attained == pytest.approx(0.2)
 
@@ -163,7 +163,7 @@ def test_estimates_meet_what_happens_when_nothing_is_uncertain():
         policy.select(1, now)
         for _ in range(20):
             now += ROUND
-            policy.report([Progress(number, 0, 1, 4, 2, 3)], ROUND, now)
+            policy.report([Progress(number, 0, 1, 4, 3)], ROUND, now)
         policy.remove(number, output_tokens=60)
     for estimated, true in policy.tally.estimates:
         assert estimated == pytest.approx(true, rel=0.1)
@@ -177,6 +177,10 @@ def test_estimates_meet_what_happens_when_nothing_is_uncertain():
         ({"queues": 0}, r"\['queues'\]=0 is refused"),
         ({"growth": 1.0}, r"\['growth'\]=1.0 is refused"),
         ({"predictor": "magic"}, r"\['predictor'\]='magic' is refused"),
+        (
+            {"predictor": "empirical", "predictor_file": "a.npz"},
+            r"\['predictor_file'\]='a.npz' is refused: .*'empirical' is not saved",
+        ),
         ("fast", "must be a dictionary"),
     ],
 )

@@ -75,10 +75,7 @@ class Host:
         self.now += STEP
         drafted = which % 4
         self.policy.report(
-            [
-                Progress(name, 0, 1, drafted, min(drafted, amount), 1 + min(drafted, amount))
-                for name in chosen
-            ],
+            [Progress(name, 0, 1, drafted, 1 + min(drafted, amount)) for name in chosen],
             STEP,
             self.now,
         )
@@ -159,7 +156,7 @@ def test_nobody_waits_past_the_bound(
             assert waited <= bound
         assert max(now - each for each in last_ran.values()) <= bound
         now += STEP
-        policy.report([Progress(name, 0, 1, 0, 0, 1) for name in chosen], STEP, now)
+        policy.report([Progress(name, 0, 1, 0, 1) for name in chosen], STEP, now)
         for name in map(int, chosen):
             last_ran[name] = now
             served += name < elders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_loads_are_what_they_say():
     outcome = simulate(workload, facts, baselines.fcfs(), FLAT, batch_size=1, stride=50)
     busy = workload.seconds_alone.sum() / outcome.finished.max()
     assert busy == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_trace_arrives_at_its_own_times_or_is_refused():
+    settings = SimulationSettings(requests=50, predictor="oracle", step_time=FLAT, arrivals="trace")
+    timed = [replace(each, arrival_s=0.5 * at) for at, each in enumerate(two_kinds(100))]
+    assert compare(timed, settings, ["fcfs"]).workload.arrivals.tolist() == [
+        0.5 * at for at in range(50, 100)
+    ]
+    with pytest.raises(LapsSdError, match="not in the order of arrival_s"):
+        compare(timed, settings.model_copy(update={"requests": 60}), ["fcfs"])
+    with pytest.raises(LapsSdError, match="50 of 50 requests have no arrival_s"):
+        compare(two_kinds(100), settings, ["fcfs"])
 
 
 def test_knowing_lengths_helps_and_learning_comes_close():

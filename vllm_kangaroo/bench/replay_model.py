@@ -52,7 +52,6 @@ class Model:
         count = len(facts)
         workload = Workload(
             arrivals=stream.arrivals,
-            source=np.arange(count),
             rounds=[[tokens - 1 for tokens in each[1:]] for each in served.tokens],
             drafts=drafts,
             seconds_alone=np.ones(count),

@@ -59,11 +59,6 @@ class StagedRequestQueue(RequestQueue):
             if self._rest.pop(request.request_id, None) is None and request in self._staged:
                 self._staged.remove(request)
 
-    def __contains__(self, request: object) -> bool:
-        return isinstance(request, Request) and (
-            request.request_id in self._rest or request in self._staged
-        )
-
     def __bool__(self) -> bool:
         """Whether anything is staged."""
         return bool(self._staged)

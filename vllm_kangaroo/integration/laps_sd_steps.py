@@ -160,7 +160,7 @@ class StepLedger:
         if rounds:
             self._pending[slot] = 0.0
             ended = float(self._ended[slot])
-            one = Progress(name, 0, int(rounds), 0, 0, int(tokens), int(squares))
+            one = Progress(name, 0, int(rounds), 0, int(tokens), int(squares))
             self._policy.account(one, seconds, ended, ended)
         self.watch(name)
 

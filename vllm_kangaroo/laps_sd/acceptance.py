@@ -52,7 +52,7 @@ class AcceptancePrior:
 class Acceptance:
     """Tokens a round of one request, round by round."""
 
-    __slots__ = ("_block_n", "_block_sum", "_square", "_sum", "drifts", "rounds")
+    __slots__ = ("_block_n", "_block_sum", "_square", "_sum", "rounds")
 
     def __init__(self) -> None:
         self.rounds = 0
@@ -61,7 +61,6 @@ class Acceptance:
         self._square = 0.0
         self._block_n = 0
         self._block_sum = 0.0
-        self.drifts = 0
 
     def add(
         self,
@@ -86,7 +85,6 @@ class Acceptance:
             drifted = abs(total / size - self._sum / self.rounds) > drift_sigmas * error
         if drifted:
             variance = self.variance
-            self.drifts += 1
             self.rounds, self._sum = size, total
             self._square = size * variance + total * total / size
         else:

@@ -17,7 +17,6 @@ class Entry:
         "acceptance",
         "arrived",
         "attained",
-        "decode_s",
         "done",
         "estimate",
         "facts",
@@ -68,7 +67,6 @@ class Entry:
         """Output tokens of those rounds."""
         self.attained = 0.0
         """Engine seconds charged (the paper's attained service)."""
-        self.decode_s = 0.0
         self.acceptance = Acceptance()
         self.perceptible = False
         self.remaining = 0.0

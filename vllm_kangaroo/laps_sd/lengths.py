@@ -5,6 +5,7 @@ A predictor gives a law of lengths, from which the policy reads the tokens to be
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,18 +78,7 @@ BINS = len(EDGES) - 1
 
 def bin_of(tokens: int) -> int:
     """The bin a length falls in; at least 1 token is assumed."""
-    return min(_BIN_OF[tokens] if tokens < len(_BIN_OF) else _search(tokens), BINS - 1)
-
-
-def _search(tokens: int) -> int:
-    low, high = 0, BINS
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if EDGES[middle + 1] <= tokens else (low, middle)
-    return low
-
-
-_BIN_OF = [0] + [_search(tokens) for tokens in range(1, 4096)]
+    return min(bisect_right(EDGES, tokens), BINS) - 1
 
 
 class BinnedLaw:

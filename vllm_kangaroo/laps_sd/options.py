@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 
 class LapsSdError(ValueError):
@@ -99,6 +106,13 @@ class LapsSdOptions(BaseModel):
         description="File to which every engine step's time and size are appended, for `vllm-kangaroo simulate "
         "--steps`. Default: none.",
     )
+
+    @field_validator("predictor_file")
+    @classmethod
+    def _file_has_a_use(cls, file: str | None, info: ValidationInfo) -> str | None:
+        if file is not None and info.data.get("predictor") == "empirical":
+            raise ValueError("the predictor 'empirical' is not saved")
+        return file
 
 
 def parse_options(given: Any) -> LapsSdOptions:

@@ -22,7 +22,6 @@ class Progress(NamedTuple):
     rounds: int = 0
     """Decoding rounds: passes that verified drafts, or produced a token without any."""
     drafted: int = 0
-    accepted: int = 0
     new_tokens: int = 0
     squares: int = 0
     """Sum of the squares of the tokens that each of those rounds brought, where they are more than one."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from vllm_kangaroo.laps_sd.options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
@@ -40,8 +41,6 @@ class Workload:
 
     arrivals: NDArray[np.float64]
     """Seconds."""
-    source: NDArray[np.int64]
-    """Which request of the trace each is."""
     rounds: list[list[int]]
     """Drafts accepted in each decoding round of each request; the first token comes with the prompt."""
     drafts: int
@@ -109,6 +108,9 @@ def make_workload(
 
     ``load`` is the share of the engine's capacity that the stream asks for: 1 means that requests arrive as fast as
     full batches of ``batch_size`` serve them. With ``arrivals="trace"`` the trace's own times are taken.
+
+    Raises:
+        LapsSdError: for ``arrivals="trace"``, if requests have no times, or are not in their order.
     """
     rng = np.random.default_rng(seed)
     lengths = np.array([trace[at].output_tokens for at in pick], dtype=np.int64)
@@ -132,7 +134,7 @@ def make_workload(
 
     gap = float(busy(batch_size).mean()) / batch_size / load
     if arrivals == "trace":
-        times = np.array([trace[at].arrival_s or 0.0 for at in pick])
+        times = _own_times([trace[at].arrival_s for at in pick])
     else:
         gaps = rng.exponential(gap, len(pick))
         if (
@@ -141,4 +143,19 @@ def make_workload(
             phase = (np.arange(len(pick)) // 50) % 2
             gaps *= np.where(phase == 0, 0.25, 1.75)
         times = np.cumsum(gaps)
-    return Workload(times, pick, rounds, acceptance.drafts, busy(1))
+    return Workload(times, rounds, acceptance.drafts, busy(1))
+
+
+def _own_times(found: Sequence[float | None]) -> NDArray[np.float64]:
+    times = [each for each in found if each is not None]
+    if len(times) < len(found):
+        raise LapsSdError(
+            f"arrivals='trace', but {len(found) - len(times)} of {len(found)} requests have no arrival_s: give each one, "
+            f"or take poisson."
+        )
+    if times != sorted(times):
+        raise LapsSdError(
+            "arrivals='trace', but the requests are not in the order of arrival_s: sort the trace, and ask for no more "
+            "requests than its later half has."
+        )
+    return np.array(times)
