@@ -44,14 +44,18 @@ def plain(engines: Engines, model: str) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(engines: Engines, model: str, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    config = {
+def hispec(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
         "method": "hispec",
         "draft_exit_layer": 2,
         "verify_exit_layer": 4,
         "draft_adapter": make_adapter(model, 2, tmp_path_factory.mktemp("adapter")),
     }
-    return engines.get(model=model, enforce_eager=False, speculative_config=config)
+
+
+@pytest.fixture(scope="module")
+def engine(engines: Engines, model: str, hispec: dict[str, Any]) -> Engine:
+    return engines.get(model=model, enforce_eager=False, speculative_config=hispec)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["alone", "batch"])
@@ -78,3 +82,18 @@ def test_a_fault_in_the_joined_graph_shows(
 
     monkeypatch.setattr(engine.ladder, "joined", shuffled)
     assert tokens_of(engine.generate(PROMPTS, **OPTIONS)) != expected
+
+
+def test_passes_of_an_engine_for_one_request_take_several_tokens(
+    engines: Engines, model: str, hispec: dict[str, Any]
+) -> None:
+    """Checks have as many tokens as a round has drafts, however few requests run at a time."""
+    gains = []
+    for options in ({"enforce_eager": True}, {"enforce_eager": False, "max_num_seqs": 1}):
+        engine = engines.get(model=model, speculative_config=hispec, **options)
+        with engine.drafting() as gain:
+            engine.generate(PROMPTS[:1], **OPTIONS)
+        gains.append(gain)
+    eager, compiled = gains
+    assert compiled.counters["replaced"] == eager.counters["replaced"] > 0
+    assert vars(compiled.totals) == vars(eager.totals)

@@ -168,7 +168,7 @@ class EarlyExitProposer:
             every_pass: also those that only drafting runs. Their tokens are fewer, so that they can only run
                 where there is no attention metadata.
         """
-        some = slice(0, self.vllm_config.scheduler_config.max_num_seqs)
+        some = slice(0, self._fullest)
         if every_pass:
             for run in (self._draft, *self._draw):
                 run(input_ids[some].to(torch.int32), positions[some])
@@ -191,9 +191,14 @@ class EarlyExitProposer:
                 self._joined = tiers.direct(self._joined)
         return hidden
 
+    @property
+    def _fullest(self) -> int:
+        """Tokens of a pass over one token of each request; not one, which Dynamo would compile the pass for alone."""
+        return max(2, self.vllm_config.scheduler_config.max_num_seqs)
+
     def _warm_joined(self, input_ids: Tensor, positions: Tensor, state: State) -> None:
         """With as many tokens as the fullest batch has; numbers that differ, or Dynamo takes them for one."""
-        tail = max(2, self.vllm_config.scheduler_config.max_num_seqs)
+        tail = self._fullest
         stored = tail * self.plan.num_speculative_tokens + 1
         self._joined(
             input_ids.new_zeros(tail),
