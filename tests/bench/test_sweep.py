@@ -93,6 +93,13 @@ def test_configs_are_such_as_hispec_takes(verify: int):
     assert options.num_speculative_tokens == 6
 
 
+@pytest.mark.parametrize("verify", [3, SINGLE_LAYER])
+def test_an_adapter_goes_to_the_draft_exit(verify: int):
+    config = config_of(1, verify, 6, 0.1, Path("adapter"))
+    assert config["draft_adapter"] == "adapter"
+    assert "verify_adapter" not in config
+
+
 def test_best_point_and_its_speed_over_vllm_alone():
     ours = result()
     best = ours.best(single_layer=False)

@@ -42,8 +42,9 @@ def draw(sweep: Sweep, path: Path) -> None:
                 panel.set_axis_off()
     figure.colorbar(image, ax=grid.ravel().tolist(), label="speed-up over vLLM alone")
     setup = sweep.setup
+    adapter = ", an adapter at the draft exit" if sweep.draft_adapter else ""
     figure.suptitle(
-        f"{setup.model}, {setup.layers} layers, {setup.dtype}, {setup.mode}, batch {setup.batch_size}\n"
+        f"{setup.model}, {setup.layers} layers, {setup.dtype}, {setup.mode}, batch {setup.batch_size}{adapter}\n"
         f"speed-up, and acceptance length below it",
         fontsize=10,
     )

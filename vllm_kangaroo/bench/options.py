@@ -100,4 +100,8 @@ class SweepOptions(RunOptions):
         default=(2, 4, 6), description="Sizes of the buffer, N_i; may be repeated."
     )
     confidence_threshold: float = Field(default=0.0, ge=0.0, le=1.0, description="For all points.")
+    draft_adapter: Path | None = Field(
+        default=None,
+        description="Adapter to draft with, of the one draft exit that is then to be named.",
+    )
     png: Path | None = Field(default=None, description="Draw the heat map here.")

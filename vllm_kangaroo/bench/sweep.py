@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -68,6 +69,8 @@ class Sweep(BaseModel):
 
     setup: RunSetup
     confidence_threshold: float
+    draft_adapter: str | None = None
+    """Its directory's name."""
     points: list[Point]
     provenance: Provenance
 
@@ -112,11 +115,19 @@ def lengths_of(
     ]
 
 
-def config_of(draft_exit: int, verify_exit: int, most: int, threshold: float) -> dict[str, Any]:
+def config_of(
+    draft_exit: int,
+    verify_exit: int,
+    most: int,
+    threshold: float,
+    draft_adapter: Path | None = None,
+) -> dict[str, Any]:
     """The ``speculative_config`` of one engine, for buffers of up to ``most`` tokens."""
     exits: dict[str, Any] = {"verify_exit_layer": verify_exit, "draft_tokens_per_round": 1}
     if verify_exit == SINGLE_LAYER:
         exits = {"intermediate_verification": False}
+    if draft_adapter is not None:
+        exits["draft_adapter"] = str(draft_adapter)
     return {
         "method": "hispec",
         "draft_exit_layer": draft_exit,
@@ -149,6 +160,7 @@ def sweep(
                 verify_exit,
                 max(options.speculative_tokens),
                 options.confidence_threshold,
+                options.draft_adapter,
             )
             what = f"exits {draft_exit} and {verify_exit}" if verify_exit else f"exit {draft_exit}"
             with telling(console, what), engine(settings, config, INSPECTION) as drafting:
@@ -158,6 +170,7 @@ def sweep(
                     update={"prompts": len(chosen), "skipped_too_long": skipped}
                 ),
                 confidence_threshold=options.confidence_threshold,
+                draft_adapter=options.draft_adapter and options.draft_adapter.resolve().name,
                 points=points,
                 provenance=of_measurement(device()),
             )
