@@ -147,6 +147,7 @@ def sweep(
     """
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS)
+    adapter = None if options.draft_adapter is None else options.draft_adapter.resolve().name
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
     with telling(console, "starting vLLM alone"), engine(settings) as plain:
         setup = run_setup(
@@ -170,7 +171,7 @@ def sweep(
                     update={"prompts": len(chosen), "skipped_too_long": skipped}
                 ),
                 confidence_threshold=options.confidence_threshold,
-                draft_adapter=options.draft_adapter and options.draft_adapter.resolve().name,
+                draft_adapter=adapter,
                 points=points,
                 provenance=of_measurement(device()),
             )
