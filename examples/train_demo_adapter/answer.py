@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from vllm_kangaroo import environment
+from vllm_kangaroo.training.answering import answer_lines
 
 
 def main(
@@ -51,15 +52,9 @@ def main(
         enforce_eager=count < 1000,  # below that, compiling takes longer than it saves
         seed=seed,
     )
-    answers = llm.generate(
-        [{"prompt_token_ids": ids} for ids in encoded],
-        SamplingParams(temperature=temperature, max_tokens=max_new_tokens, ignore_eos=past_end),
-    )
-    with out.open("w", encoding="utf-8") as file:
-        for ids, answer in zip(encoded, answers, strict=True):
-            own = list(answer.outputs[0].token_ids)
-            row = {"token_ids": ids + own, "answer_start": len(ids)}
-            file.write(json.dumps(row) + "\n")
+    params = SamplingParams(temperature=temperature, max_tokens=max_new_tokens, ignore_eos=past_end)
+    lines = answer_lines(llm, encoded, params, progress=True)
+    out.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

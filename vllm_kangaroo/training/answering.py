@@ -31,7 +31,8 @@ def main(job: Path, done: int) -> None:
     if done >= len(prompts):
         return
     longest = max(map(len, prompts)) + settings["max_tokens"]
-    from vllm import LLM
+    import torch
+    from vllm import LLM, SamplingParams
 
     llm = LLM(
         model=settings["model"],
@@ -41,25 +42,32 @@ def main(job: Path, done: int) -> None:
         seed=settings["seed"],
         use_tqdm_on_load=False,
     )
+    params = SamplingParams(temperature=settings["temperature"], max_tokens=settings["max_tokens"])
     for start in range(done, len(prompts), settings["chunk"]):
         part = prompts[start : start + settings["chunk"]]
-        lines = _answers(llm, part, settings, start)
+        # Seeded by the chunk, not by the request: vLLM 0.32 fails on a CPU when the prompt of a request
+        # with a seed is computed in parts.
+        torch.manual_seed(settings["seed"] + start)
+        lines = answer_lines(llm, part, params)
         with Path(settings["out"]).open("a", encoding="utf-8") as file:
             file.write("".join(lines))
             file.flush()
             os.fsync(file.fileno())
 
 
-def _answers(llm: Any, prompts: list[list[int]], settings: dict[str, Any], start: int) -> list[str]:
-    import torch
-    from vllm import SamplingParams
+def answer_lines(
+    llm: Any, prompts: list[list[int]], params: Any, *, progress: bool = False
+) -> list[str]:
+    """Have vLLM continue prompts; the lines of a data file, in their order.
 
-    # Seeded by the chunk, not by the request: vLLM 0.32 fails on a CPU when the prompt of a request
-    # with a seed is computed in parts.
-    torch.manual_seed(settings["seed"] + start)
-    params = SamplingParams(temperature=settings["temperature"], max_tokens=settings["max_tokens"])
+    Args:
+        llm: vLLM's ``LLM``.
+        prompts: token ids.
+        params: vLLM's ``SamplingParams``.
+        progress: whether to show how far it is.
+    """
     inputs = [{"prompt_token_ids": ids} for ids in prompts]
-    outputs = llm.generate(inputs, params, use_tqdm=False)
+    outputs = llm.generate(inputs, params, use_tqdm=progress)
     return [
         json.dumps({"token_ids": ids + list(out.outputs[0].token_ids), "answer_start": len(ids)})
         + "\n"
