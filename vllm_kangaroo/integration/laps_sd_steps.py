@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -77,30 +76,30 @@ class StepLedger:
         at = self._places(names)
         new = np.fromiter(map(len, sampled), np.int64, size) if sampled else np.zeros(size, int)
         total = output.total_num_scheduled_tokens
-        rate = seconds / max(total, 1)
-        positions: NDArray[np.int64] | int = self._most
-        answer, chosen = new, None
-        prompts: list[Progress] = []
-        if not (self._steady and total == size * self._most and int(new.min()) > 0):
+        rate, chosen, answer, prompt = seconds / max(total, 1), None, new, 0
+        if self._steady and total == size * self._most and int(new.min()) > 0:
+            # All decode with all their drafts.
+            spent: NDArray[np.float64] | float = rate * self._most
+            self._policy.costs.observe(rate, seconds, size, int(new.sum()), 0)
+            self._policy.follow_costs()
+        else:
             positions = np.fromiter(map(scheduled.__getitem__, names), np.int64, size)
             rounds = self._answering[at] & (new > 0) & (positions <= self._most)
-            prompts = [
-                Progress(names[each], int(positions[each]), new_tokens=int(new[each]))
-                for each in np.flatnonzero(~rounds).tolist()
-            ]
+            chosen, prompts = np.flatnonzero(rounds), np.flatnonzero(~rounds).tolist()
             self._steady = not prompts
-            if prompts:
-                chosen = np.flatnonzero(rounds)
-                at, answer, positions = at[chosen], new[chosen], positions[chosen]
-        prompt = sum(one.prompt_tokens for one in prompts)
-        decode_s = rate * (total - prompt)
-        self._policy.observe(rate, decode_s, len(answer), int(answer.sum()), prompt)
-        for one in prompts:
-            self._tell_prompt(one, rate * one.prompt_tokens, now - seconds, now)
-        if not len(answer):
-            return prompt
+            at, answer, decoding = at[chosen], new[chosen], positions[chosen]
+            spent = rate * decoding
+            decode_s, prompt = rate * int(decoding.sum()), int(positions[prompts].sum())
+            costs = self._policy.costs
+            costs.observe(rate, decode_s, len(answer), int(answer.sum()), prompt)
+            self._policy.follow_costs()
+            for each in prompts:
+                one = Progress(names[each], int(positions[each]), new_tokens=int(new[each]))
+                self._tell_prompt(one, rate * one.prompt_tokens, now - seconds, now)
+            if not len(answer):
+                return prompt
         done = np.empty((len(answer), 4))
-        done[:, SECONDS] = rate * positions
+        done[:, SECONDS] = spent
         done[:, ROUNDS] = 1
         done[:, TOKENS] = answer
         done[:, SQUARES] = answer * answer
@@ -116,7 +115,7 @@ class StepLedger:
         """Those whose turn it is."""
         if len(due) <= self.LOOKS:
             return due
-        first = bisect_right(due, self._turn)
+        first = next((at for at, each in enumerate(due) if each > self._turn), 0)
         turn = (due[first:] + due[:first])[: self.LOOKS]
         self._turn = turn[-1]
         return turn

@@ -31,8 +31,6 @@ class AcceptancePrior:
         self.within = 0.0
         self.between = inf
         """Variance of the true means of requests; infinite until enough requests have ended."""
-        self.worth_rounds = 0.0
-        """How many rounds of a request's own the prior is worth: 0 until it knows something."""
 
     def learn(self, rounds: int, mean: float, variance: float) -> None:
         """Take in one ended request of at least two rounds."""
@@ -44,7 +42,11 @@ class AcceptancePrior:
         self.within += weight * (variance - self.within)
         if self.requests >= self.ENOUGH:
             self.between = max(self._square - self.mean * self.mean, FLOOR)
-            self.worth_rounds = max(self.within, FLOOR) / self.between
+
+    @property
+    def worth_rounds(self) -> float:
+        """How many rounds of a request's own the prior is worth: 0 until it knows something."""
+        return 0.0 if self.between == inf else max(self.within, FLOOR) / self.between
 
 
 class Acceptance:

@@ -47,7 +47,8 @@ class LapsSdPolicy:
         self.tally = Tally(options.queues)
         self._entries: dict[RequestId, Entry] = {}
         self._running: list[Entry] = []
-        """Those that run, the most urgent first."""
+        self._least: Entry | None = None
+        """The least urgent of those that run, where it is known."""
         self._ready = ReadyQueue()
         self._fronts: deque[tuple[float, Entry]] = deque()
         """Until when a request that had waited long stays at the front, in order of that time."""
@@ -67,7 +68,7 @@ class LapsSdPolicy:
 
     @property
     def running(self) -> list[RequestId]:
-        """The requests chosen last, the most urgent first."""
+        """The requests chosen last, in no order."""
         return [entry.request_id for entry in self._running]
 
     def add(
@@ -108,7 +109,8 @@ class LapsSdPolicy:
     ) -> list[RequestId]:
         """The requests to run next, the most urgent first; see :meth:`choose`."""
         self.choose(capacity, now, admissible)
-        return self.running
+        self._running.sort(key=_key)
+        return [entry.request_id for entry in self._running]
 
     def choose(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
@@ -130,26 +132,45 @@ class LapsSdPolicy:
         refused: list[Entry] = []
         started: list[RequestId] = []
         stopped: list[RequestId] = []
-        while len(running) > capacity:
-            worst = running.pop()
-            self._stop(worst)
-            stopped.append(worst.request_id)
+        ordered = False
+        if len(running) > capacity:
+            running.sort(key=_key)
+            ordered = True
+            for entry in running[capacity:]:
+                self._stop(entry)
+                stopped.append(entry.request_id)
+            del running[capacity:]
+            self._least = None
         while ready:
             candidate = ready.top()
             assert candidate is not None
-            full = len(running) >= capacity
-            if full and not (running and self._preempts(candidate, running[-1])):
-                break
+            worst = None
+            if len(running) >= capacity:
+                if not running:
+                    break
+                if ordered:
+                    worst = self._least = running[-1]
+                elif (worst := self._least) is None:
+                    worst = self._least = max(running, key=_key)
+                if not self._preempts(candidate, worst):
+                    break
             ready.pop()
             if admissible is not None and not admissible(candidate.request_id):
                 refused.append(candidate)
                 continue
-            if full:
-                worst = running.pop()
+            if worst is not None:
+                if not ordered:
+                    running.sort(key=_key)
+                    ordered = True
+                running.pop()
+                self._least = None
                 self._stop(worst)
                 self.tally.preemptions += 1
                 _moves(worst.request_id, stopped, started)
             self._start(candidate, now)
+            if ordered:
+                running.pop()
+                insort(running, candidate, key=_key)
             _moves(candidate.request_id, started, stopped)
         for entry in refused:
             ready.push(entry)
@@ -194,14 +215,9 @@ class LapsSdPolicy:
     def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
         """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
         shares = self.costs.charge(step, seconds)
-        self._follow_costs()
+        self.follow_costs()
         for one, share in zip(step, shares, strict=True):
             self.account(one, share, now - seconds, now)
-
-    def observe(self, rate: float, decode_s: float, rounds: int, tokens: int, prompt: int) -> None:
-        """What a step cost, for a host that shares it out itself; see :meth:`CostAverages.observe`."""
-        self.costs.observe(rate, decode_s, rounds, tokens, prompt)
-        self._follow_costs()
 
     def account(self, one: Progress, seconds: float, began: float, ended: float) -> None:
         """What one request did in a step, or in several together: a host may tell of them later.
@@ -237,9 +253,12 @@ class LapsSdPolicy:
 
     def _place_again(self, entry: Entry) -> None:
         if entry.running:
-            del self._running[self._find(entry)]
+            before = entry.key
             self._place(entry)
-            insort(self._running, entry, key=_key)
+            if entry is not self._least:
+                self._moved(entry)
+            elif entry.key < before:
+                self._least = None
         else:
             self._ready.discard(entry)
             self._place(entry)
@@ -281,22 +300,28 @@ class LapsSdPolicy:
 
     def _join(self, entry: Entry) -> None:
         entry.running = True
-        insort(self._running, entry, key=_key)
+        if not self._running:
+            self._least = entry
+        self._running.append(entry)
+        self._moved(entry)
 
     def _leave(self, entry: Entry) -> None:
         entry.running = False
-        del self._running[self._find(entry)]
+        self._running.remove(entry)
+        if entry is self._least:
+            self._least = None
 
-    def _find(self, entry: Entry) -> int:
-        """Where it is among those that run: no two keys are equal."""
-        return bisect_left(self._running, entry.key, key=_key)
+    def _moved(self, entry: Entry) -> None:
+        """Keep track of the least urgent of those that run."""
+        if self._least is not None and entry.key > self._least.key:
+            self._least = entry
 
     def _stop(self, entry: Entry) -> None:
         entry.running = False
         self._place(entry)
         self._ready.push(entry)
 
-    def _follow_costs(self) -> None:
+    def follow_costs(self) -> None:
         """Follow the measured cost of a round, in jumps: a request's place should not move with every step."""
         options = self.options
         base = options.base_threshold_s or options.base_rounds * self.costs.per_round
