@@ -1,11 +1,11 @@
-"""Tiny Llamas with random weights, and adapters for them."""
+"""Tiny models with random weights, and adapters for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from vllm_kangaroo.ladder.adapter import KangarooAdapter, norm_fingerprint, save_adapter
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig, TargetInfo
@@ -45,6 +45,26 @@ def make_llama(
     model = model.to(dtype).eval()
     model.save_pretrained(folder)
     return model
+
+
+def make_gemma(folder: Path) -> None:
+    """A model that stores its norm weights less one and caps its logits."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=3.0,
+        query_pre_attn_scalar=8,
+    )
+    model = Gemma2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if "norm" in name else 0.2)
+    model.save_pretrained(folder)
 
 
 def make_adapter_for(model: LlamaForCausalLM, exit_layer: int, folder: Path) -> KangarooAdapter:

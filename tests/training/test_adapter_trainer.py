@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import Phi3Config, Phi3ForCausalLM
 
-from tests.training.models import make_llama
+from tests.training.models import make_gemma, make_llama
 from vllm_kangaroo.ladder.adapter import KangarooAdapter
 from vllm_kangaroo.training.adapter_trainer import AdapterTrainer, Progress
 from vllm_kangaroo.training.options import AdapterTrainingOptions
@@ -48,27 +48,7 @@ def random_windows(vocab_size: int = 97, answers: float = 1.0) -> Windows:
     return Windows(ids, generator.random(ids.shape) < answers)
 
 
-def gemma(folder: Path) -> None:
-    """A model that stores its norm weights less one and caps its logits."""
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=40,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=3.0,
-        query_pre_attn_scalar=8,
-    )
-    model = Gemma2ForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if "norm" in name else 0.2)
-    model.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("make", [make_llama, gemma])
+@pytest.mark.parametrize("make", [make_llama, make_gemma])
 def test_random_start_drafts_as_the_bare_head(tmp_path: Path, make: Any) -> None:
     make(tmp_path)
     chosen = options(tmp_path, init="random")
@@ -82,7 +62,7 @@ def test_random_start_drafts_as_the_bare_head(tmp_path: Path, make: Any) -> None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [make_llama, gemma])
+@pytest.mark.parametrize("make", [make_llama, make_gemma])
 def test_next_layer_start_adds_that_layer_s_attention(tmp_path: Path, make: Any) -> None:
     make(tmp_path)
     chosen = options(tmp_path, init="next-layer", exit_layer=(2,))
@@ -99,7 +79,7 @@ def test_next_layer_start_adds_that_layer_s_attention(tmp_path: Path, make: Any)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [make_llama, gemma])
+@pytest.mark.parametrize("make", [make_llama, make_gemma])
 def test_target_is_the_model_itself(tmp_path: Path, make: Any) -> None:
     make(tmp_path)
     target = load(options(tmp_path, exit_layer=(3,)))

@@ -26,7 +26,7 @@ from vllm_kangaroo.training.cli import train_app
 from vllm_kangaroo.training.state import ResumeError
 
 FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
-ERRORS = ("DataError", "TargetError", "ResumeError", "ValidationError")
+ERRORS = ("DataError", "TargetError", "ResumeError", "ShardingError", "ValidationError")
 SCRIPT = "from vllm_kangaroo.training.cli import train_app; train_app()"
 
 
@@ -188,8 +188,12 @@ def test_a_run_killed_while_it_writes_the_adapter_is_finished(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_train_what_one_does(folder: Path, whole: dict[str, torch.Tensor]) -> None:
-    args = arguments(folder, "two", 120, "--save-every", "50")
+@pytest.mark.parametrize("more", [(), ("--shard",)])
+def test_two_processes_train_what_one_does(
+    folder: Path, whole: dict[str, torch.Tensor], more: tuple[str, ...]
+) -> None:
+    out = "-".join(("two", *more))
+    args = arguments(folder, out, 120, "--save-every", "50", *more)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launch, "-m", "vllm_kangaroo.cli", "train", *args]
     done = subprocess.run(
@@ -197,12 +201,13 @@ def test_two_processes_train_what_one_does(folder: Path, whole: dict[str, torch.
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("adapter, held-out data") == 1  # the first one alone speaks
-    config = load_adapter(folder / "two").config
+    config = load_adapter(folder / out).config
     assert config.training["processes"] == 2
+    assert config.training["options"]["shard"] == bool(more)
     alone = load_adapter(folder / "whole").config.training["figures"]["adapter"]["data"]
     ours = config.training["figures"]["adapter"]["data"]
     assert ours == pytest.approx(alone, abs=2e-3)
-    found = weights(folder / "two")
+    found = weights(folder / out)
     for name, tensor in whole.items():
         assert torch.allclose(tensor, found[name], atol=5e-3), name
 
@@ -240,6 +245,9 @@ def test_refusals(folder: Path) -> None:
     assert "--exit-layer 4 is outside" in run(*arguments(folder, "x", 5, "--exit-layer", "4"))
     assert "names an exit twice" in run(*arguments(folder, "x", 5, "--exit-layer", "3"))
     assert "--accumulate 5 is more" in run(*arguments(folder, "x", 5, "--accumulate", "5"))
+    assert "--shard has 1 process" in run(*arguments(folder, "x", 5, "--shard"))
+    cached = ("--shard", "--cache-gib", "0.5")
+    assert "--cache-gib 0.5 would" in run(*arguments(folder, "x", 5, *cached))
     assert "window\n" in run(*arguments(folder, "x", 5, "--window", "4"))
     assert "dtype\n" in run(*arguments(folder, "x", 5, "--dtype", "int8"))
     (folder / "done").mkdir()

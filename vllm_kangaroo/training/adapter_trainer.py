@@ -82,6 +82,7 @@ class AdapterTrainer:
         """Losses of each adapter over some windows of a step, their gradients added up."""
         counted = torch.from_numpy(self.windows.counted[rows])
         if not counted.any():
+            self.target.run_along()
             return [0.0] * len(self.pupils)
         *exits, final = self.features.states(rows)
         with self._autocast():
@@ -113,9 +114,11 @@ class AdapterTrainer:
         The bare head is the target's own final norm and LM head on the exit state.
         """
         totals = [Agreement() for _ in self.pupils]
-        for number, (ids, counted) in enumerate(windows.batches(self.options.batch_size)):
-            if number % parallel.size() != parallel.rank() or not counted.any():
+        for batch in parallel.deal(list(windows.batches(self.options.batch_size))):
+            if batch is None or not batch[1].any():
+                self.target.run_along()
                 continue
+            ids, counted = batch
             *exits, final = self.target.states(ids.to(self.options.device))
             with self._autocast():
                 if bare:

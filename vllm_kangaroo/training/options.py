@@ -67,6 +67,11 @@ class AdapterTrainingOptions(BaseModel):
         default="bfloat16", description="of the target, of the adapter's products, as stored"
     )
     device: str = Field(default="cpu", description="cpu, cuda, ...")
+    shard: bool = Field(
+        default=False,
+        description="spread the target's layers over the processes that torchrun started, for a "
+        "target larger than a device",
+    )
     seed: int = Field(default=0, ge=0, description="order of data, split and initial weights")
     held_out_fraction: float = Field(
         default=0.02, gt=0, lt=1, description="windows of the data kept for measuring"
@@ -88,6 +93,11 @@ class AdapterTrainingOptions(BaseModel):
             )
         if len(set(self.exit_layer)) < len(self.exit_layer):
             raise ValueError(f"--exit-layer {self.exit_layer} names an exit twice; name it once")
+        if self.shard and self.cache_gib:
+            raise ValueError(
+                f"--cache-gib {self.cache_gib:g} would let some processes run the target less often "
+                "than others, which --shard does not allow; leave one of them out"
+            )
         return self
 
     def out_of(self, exit_layer: int) -> Path:

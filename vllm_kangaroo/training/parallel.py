@@ -1,13 +1,23 @@
-"""Several processes that train together, as ``torchrun`` starts them: each has the whole model and a
-share of every step's windows, and gradients are added up over all of them."""
+"""Several processes that train together, as ``torchrun`` starts them: each takes a share of every
+step's windows, and gradients are added up over all of them."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import debug
+
+# All may have to wait for one that loads a model or lets it answer, longer than torch would by itself.
+_PATIENCE = timedelta(days=7)
+
+T = TypeVar("T")
 
 
 def join(device: str) -> str:
@@ -18,14 +28,25 @@ def join(device: str) -> str:
     if kind == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
     return device
 
 
 def leave() -> None:
-    """Leave the group, if there is one."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    """Leave the group, if there is one, and end gloo's threads.
+
+    They give tensors back to Python a little after a sum is known, and abort the process if Python
+    has ended by then. They end with the last reference to the group: torch's modules for sharded
+    weights go in cycles, and its cache of how to compute with them is never emptied by itself.
+    """
+    if not distributed.is_initialized():
+        return
+    gloo = distributed.get_backend() == "gloo"
+    distributed.destroy_process_group()
+    if gloo:
+        gc.collect()
+        debug._clear_sharding_prop_cache()
+        gc.collect()
 
 
 def size() -> int:
@@ -42,6 +63,22 @@ def wait() -> None:
     """Go on only when all have come this far."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """The processes do what follows one after the other, in the order of their numbers."""
+    for _ in range(rank()):
+        wait()
+    yield
+    for _ in range(rank(), size()):
+        wait()
+
+
+def deal(items: Sequence[T]) -> list[T | None]:
+    """This process's share of some items, as many for each process: None where there is none left."""
+    mine = items[rank() :: size()]
+    return [*mine, *[None] * (-(-len(items) // size()) - len(mine))]
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:

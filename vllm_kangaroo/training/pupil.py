@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vllm_kangaroo.ladder.adapter import KangarooAdapter
 from vllm_kangaroo.training.options import AdapterTrainingOptions
+from vllm_kangaroo.training.sharding import gathered
 from vllm_kangaroo.training.target import Target, TargetError
 
 
@@ -97,8 +98,13 @@ def start_adapter(
     if options.init == "random":
         state["layers.0.self_attn.o_proj.weight"].zero_()
         return adapter
-    layer = target.model.get_decoder().layers[exit_layer]
-    source = layer.state_dict()
+    with gathered(target.model.get_decoder().layers[exit_layer]) as layer:
+        _copy_attention(target, layer, exit_layer, state)
+    return adapter
+
+
+def _copy_attention(target: Target, layer: Any, exit_layer: int, state: dict[str, Tensor]) -> None:
+    source = dict(layer.named_parameters())
     for name, tensor in state.items():
         part = name.removeprefix("layers.0.")
         if part == name:
@@ -110,4 +116,3 @@ def start_adapter(
             )
         norm = part == "input_layernorm.weight"
         tensor.copy_(target.norm_scale(layer.input_layernorm) if norm else source[part])
-    return adapter

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vllm_kangaroo.ladder.adapter import norm_fingerprint
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig, AdapterDtype, TargetInfo
+from vllm_kangaroo.training import parallel
+from vllm_kangaroo.training.sharding import ShardedDecoder, mesh
 
 _ORIGINAL_ROPE_THETA = 10000.0  # what the paper's adapters use
 
@@ -29,34 +31,37 @@ class Target:
     model: Any
     config: Any
     exits: tuple[int, ...]
+    sharded: ShardedDecoder | None = None
 
     @classmethod
-    def load(cls, name: str, exits: Sequence[int], dtype: torch.dtype, device: str) -> Target:
+    def load(
+        cls,
+        name: str,
+        exits: Sequence[int],
+        dtype: torch.dtype,
+        device: str,
+        shard: bool = False,
+    ) -> Target:
         """Load local files with transformers.
+
+        Args:
+            shard: spread the layers over the processes that train together. They take turns, so
+                that the host holds the model once and not once for each.
 
         Raises:
             TargetError: no such directory, an exit that is not inside the model, or a model
                 without the RMS norm that an adapter has.
+            ShardingError: one process to spread over.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        if not Path(name).is_dir():
-            raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
-        try:
-            config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
-            _check(name, config, exits)
-            # Fused attention is the slower in training on CPUs, but here no gradient is asked for.
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-            )
-        except TargetError:
-            raise
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise TargetError(f"--model '{name}' cannot be loaded ({first})") from None
-        config = model.config.get_text_config()
-        model.requires_grad_(False).eval().to(device)
-        return cls(name, model, config, tuple(exits))
+        _check(name, exits)
+        if not shard:
+            model = _read(name, dtype).to(device)
+            return cls(name, model, model.config.get_text_config(), tuple(exits))
+        processes = mesh(device)
+        with parallel.one_at_a_time():
+            model = _read(name, dtype)
+            decoder = ShardedDecoder(model, device, processes)
+        return cls(name, model, model.config.get_text_config(), tuple(exits), decoder)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -71,8 +76,18 @@ class Target:
         Returns:
             the residual stream at each exit, then the normed final state, each ``[B, T, N]``.
         """
-        out = self.model.get_decoder()(ids, output_hidden_states=True, use_cache=False)
+        decoder = self.sharded or self.model.get_decoder()
+        out = decoder(ids, output_hidden_states=True, use_cache=False)
         return *(out.hidden_states[layer] for layer in self.exits), out.last_hidden_state
+
+    def run_along(self) -> None:
+        """Take part in a run of the other processes with nothing of one's own.
+
+        What is spread over all is run by all or by none; a target that is whole need not run.
+        """
+        if self.sharded is not None:
+            device = next(self.final_norm.parameters()).device
+            self.states(torch.zeros(1, 1, dtype=torch.long, device=device))
 
     @property
     def state_bytes_per_token(self) -> int:
@@ -124,7 +139,34 @@ class Target:
         )
 
 
-def _check(name: str, config: Any, exits: Sequence[int]) -> None:
+def _read(name: str, dtype: torch.dtype) -> Any:
+    """The model in the host's memory, without gradients."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        # Fused attention is the slower in training on CPUs, but here no gradient is asked for.
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from None
+    return model.requires_grad_(False).eval()
+
+
+def _unreadable(name: str, error: Exception) -> TargetError:
+    first = str(error).splitlines()[0]
+    return TargetError(f"--model '{name}' cannot be loaded ({first})")
+
+
+def _check(name: str, exits: Sequence[int]) -> None:
+    from transformers import AutoConfig
+
+    if not Path(name).is_dir():
+        raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from None
     if getattr(config, "rms_norm_eps", None) is None:
         raise TargetError(
             f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "

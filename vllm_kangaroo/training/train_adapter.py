@@ -27,19 +27,23 @@ DRAWN = ("expected_acceptance", "top1_agreement")
 def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[AdapterConfig]:
     """Train, save to ``options.out`` and return what was saved, by exit in the order given.
 
-    Under ``torchrun`` several processes share each step's windows. Interrupted, the run leaves its state in ``options.out``; the same call goes on from there and
-    ends with the weights of an uninterrupted run. What is saved are the weights that were best on
-    held-out data.
+    Under ``torchrun`` several processes share each step's windows and, with ``options.shard``, the
+    target's layers. Interrupted, the run leaves its state in ``options.out``; the same call goes on
+    from there and ends with the weights of an uninterrupted run. What is saved are the weights that
+    were best on held-out data.
 
     Raises:
-        TargetError, DataError, AnswerError: see `Target.load`, `read_documents`, `answer_data`.
+        TargetError, ShardingError: see `Target.load`.
+        DataError, AnswerError: see `read_documents`, `answer_data`.
         ResumeError: an adapter, or the state of another run, in ``out``.
     """
     device = parallel.join(options.device)
     try:
         run = {**_run_identity(options), "processes": parallel.size()}
         own = options.model_copy(update={"device": device})
-        return _train(own, run, Console(quiet=True) if parallel.rank() else console)
+        configs = _train(own, run, Console(quiet=True) if parallel.rank() else console)
+        parallel.wait()  # all leave with nothing under way
+        return configs
     finally:
         parallel.leave()
 
@@ -57,7 +61,7 @@ def _train(
             )
     origin = of_checkpoint()
     dtype = getattr(torch, options.dtype)
-    target = Target.load(options.model, options.exit_layer, dtype, options.device)
+    target = Target.load(options.model, options.exit_layer, dtype, options.device, options.shard)
     data = options.data
     if options.on_policy:
         if first:
