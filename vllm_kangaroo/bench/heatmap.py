@@ -62,7 +62,9 @@ def _panel(panel: Any, points: list[Point], scale: Any) -> Any:
         )
         speedups[place] = one.speedup.median
         text = f"{one.speedup.median:.2f}\n{one.acceptance.length or 1:.2f}"
-        panel.text(place[1], place[0], text, ha="center", va="center", fontsize=8)
+        dark = not 0.15 < scale(one.speedup.median) < 0.85
+        style = {"fontsize": 8, "color": "white" if dark else "black"}
+        panel.text(place[1], place[0], text, ha="center", va="center", **style)
     image = panel.imshow(speedups, norm=scale, cmap="PuOr", aspect="auto", origin="lower")
     first = points[0]
     single = first.verify_exit == SINGLE_LAYER

@@ -1,8 +1,7 @@
 """HiSpec over its exits and draft lengths: every point run in a real engine.
 
 One engine per pair of exits, started for the largest buffer; N_d and N_i are changed between its runs, which the
-engine reads anew each round (``Inspection.set_draft_lengths``). Each engine's points stand between two runs of vLLM
-alone.
+engine reads anew each round (``Inspection.set_draft_lengths``). Every run of a point has one of vLLM alone beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.options import SweepOptions
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.results import RunSetup, Speed
-from vllm_kangaroo.bench.rounds import RoundOutputs, run_pass, run_turns
-from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.bench.rounds import run_pass, run_rounds
+from vllm_kangaroo.bench.statistics import Acceptance, Spread, paired_ratios
 from vllm_kangaroo.integration.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import Provenance, of_measurement
@@ -51,7 +50,7 @@ class Point(BaseModel):
     speeds: list[Speed]
     """Of each round."""
     plain: list[Speed]
-    """Of vLLM alone, before and after this engine's points."""
+    """Of vLLM alone, right before or after each."""
     acceptance: Acceptance
     """Of the buffer, by the full model."""
     ladder: LadderCost
@@ -59,9 +58,11 @@ class Point(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def speedup(self) -> Spread:
-        """Over vLLM alone, both of its runs taken together."""
-        plain = sum(self.plain, Speed()).tokens_per_second
-        return Spread.of([one.tokens_per_second / plain for one in self.speeds])
+        """Over vLLM alone, round by round."""
+        theirs, ours = (
+            [one.tokens_per_second for one in speeds] for speeds in (self.plain, self.speeds)
+        )
+        return Spread.of(paired_ratios(theirs, ours))
 
 
 class Sweep(BaseModel):
@@ -191,30 +192,17 @@ def _points(
     lengths = lengths_of(exits[1], options.draft_tokens, options.speculative_tokens)
     for llm in (plain, drafting):
         run_pass(llm, token_ids[: options.batch_size], params, together=together)
-    alone = _alone(plain, token_ids, params, together)
-    found = []
     for one in lengths:
         drafting.collective_rpc("set_draft_lengths", kwargs=one.model_dump())
         before = drafting.collective_rpc("early_exit_counters")[0]
-        rounds = [
-            run_pass(drafting, token_ids, params, together=together) for _ in range(options.rounds)
-        ]
+        rounds = run_rounds(plain, drafting, token_ids, params, options.rounds, together=together)
         after = drafting.collective_rpc("early_exit_counters")[0]
-        found.append((one, rounds, LadderCost.between(before, after)))
-    alone += _alone(plain, token_ids, params, together)
-    for one, rounds, cost in found:
-        outputs = [RoundOutputs(each, each, drafting_first=False) for each in rounds]
         yield Point(
             draft_exit=exits[0],
             verify_exit=exits[1],
             lengths=one,
-            speeds=[each.total for each in rounds],
-            plain=alone,
-            acceptance=summary.acceptance(outputs),
-            ladder=cost,
+            speeds=[each.drafting.total for each in rounds],
+            plain=[each.plain.total for each in rounds],
+            acceptance=summary.acceptance(rounds),
+            ladder=LadderCost.between(before, after),
         )
-
-
-def _alone(plain: Any, token_ids: list[list[int]], params: Any, together: bool) -> list[Speed]:
-    [turn] = run_turns({"plain": plain}, token_ids, params, 1, together=together)
-    return [turn["plain"].total]
