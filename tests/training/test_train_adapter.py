@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from tests.training.models import make_llama
+from tests.training.stopping import slow_script, wait_for
 from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.ladder.adapter import load_adapter, norm_fingerprint
 from vllm_kangaroo.training.cli import train_app
@@ -27,7 +28,7 @@ from vllm_kangaroo.training.state import ResumeError
 
 FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
 ERRORS = ("DataError", "TargetError", "ResumeError", "ShardingError", "ValidationError")
-SCRIPT = "from vllm_kangaroo.training.cli import train_app; train_app()"
+SCRIPT = slow_script("adapter_trainer.AdapterTrainer")
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +112,6 @@ def one_thread() -> Iterator[None]:
 def start(args: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, *args]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
-    while not path.exists():
-        assert process.poll() is None
-        time.sleep(0.0005)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from typer.testing import CliRunner
 
 from tests.e2e.engines import Engine
 from tests.training.models import make_llama
+from tests.training.stopping import slow_script, wait_for
 from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.cli import train_app
 
-SCRIPT = "from vllm_kangaroo.training.cli import train_app; train_app()"
+SCRIPT = slow_script("exit_trainer.ExitTrainer")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -129,9 +129,7 @@ def test_killed_run_goes_on_to_the_same_weights(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *part], env=env, stdout=subprocess.PIPE
     )
-    while not (out / "training_state.pt").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(process, out / "training_state.pt")
     process.kill()
     process.communicate(timeout=60)
     assert not (out / "config.json").exists()
