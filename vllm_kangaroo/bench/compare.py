@@ -17,9 +17,9 @@ from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.options import CompareOptions
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import NONE, number, spread
-from vllm_kangaroo.bench.results import RunSetup, Speed
+from vllm_kangaroo.bench.results import RunSetup, Speed, decode_speedups, speedups
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
-from vllm_kangaroo.bench.statistics import Acceptance, Spread, paired_ratios
+from vllm_kangaroo.bench.statistics import Acceptance, Spread
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
 PLAIN = "vLLM alone"
@@ -44,15 +44,11 @@ class Contender(BaseModel):
 
     def over(self, other: Contender) -> Spread:
         """Ratio of tokens per second to another's, round by round."""
-        theirs, ours = ([one.tokens_per_second for one in each.speeds] for each in (other, self))
-        return Spread.of(paired_ratios(theirs, ours))
+        return speedups(other.speeds, self.speeds)
 
     def decoding_over(self, other: Contender) -> Spread | None:
         """The same after first tokens; None where there were no more."""
-        theirs, ours = (
-            [one.decode_tokens_per_second for one in each.speeds] for each in (other, self)
-        )
-        return Spread.of(paired_ratios(theirs, ours)) if all(theirs) else None
+        return decode_speedups(other.speeds, self.speeds)
 
 
 class Comparison(BaseModel):

@@ -13,9 +13,8 @@ from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
 from vllm_kangaroo.bench.report import number
-from vllm_kangaroo.bench.results import BenchResult, RunSetup, Setup
+from vllm_kangaroo.bench.results import BenchResult, RunSetup, Setup, speedups
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
-from vllm_kangaroo.bench.statistics import Spread, paired_ratios
 from vllm_kangaroo.provenance import of_measurement
 
 
@@ -58,12 +57,7 @@ def measure(
     return BenchResult(
         setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
         rounds=figures,
-        speedup=Spread.of(
-            paired_ratios(
-                [one.plain.tokens_per_second for one in figures],
-                [one.drafting.tokens_per_second for one in figures],
-            )
-        ),
+        speedup=speedups([one.plain for one in figures], [one.drafting for one in figures]),
         acceptance=summary.acceptance(outputs),
         ladder=LadderCost.between(before, after),
         equality=equal,

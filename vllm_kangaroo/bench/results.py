@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, computed_field
 
 from vllm_kangaroo.bench.ladder_cost import LadderCost
-from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.bench.statistics import Acceptance, Spread, paired_ratios
 from vllm_kangaroo.provenance import Provenance
 
 
@@ -40,6 +41,18 @@ class Speed(BaseModel):
     def decode_tokens_per_second(self) -> float:
         """Of a request, after its first token: one over vLLM's time per output token."""
         return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+def speedups(plain: Sequence[Speed], ours: Sequence[Speed]) -> Spread:
+    """Tokens per second over another's, of runs taken side by side."""
+    theirs, own = ([one.tokens_per_second for one in speeds] for speeds in (plain, ours))
+    return Spread.of(paired_ratios(theirs, own))
+
+
+def decode_speedups(plain: Sequence[Speed], ours: Sequence[Speed]) -> Spread | None:
+    """The same after first tokens; None where there were no more."""
+    theirs, own = ([one.decode_tokens_per_second for one in speeds] for speeds in (plain, ours))
+    return Spread.of(paired_ratios(theirs, own)) if all(theirs) else None
 
 
 class Round(BaseModel):
@@ -155,5 +168,6 @@ class BenchResult(BaseModel):
     @property
     def decode_speedup(self) -> Spread | None:
         """After first tokens: the speed-up without the time of prompts, which drafting does not shorten."""
-        ratios = [one.decode_speedup for one in self.rounds if one.decode_speedup is not None]
-        return Spread.of(ratios) if ratios else None
+        return decode_speedups(
+            [one.plain for one in self.rounds], [one.drafting for one in self.rounds]
+        )

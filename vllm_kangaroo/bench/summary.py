@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_kangaroo.bench.prompts import Prompt
-from vllm_kangaroo.bench.results import Category, Divergence, Equality, Speed
+from vllm_kangaroo.bench.results import Category, Divergence, Equality, Speed, speedups
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
-from vllm_kangaroo.bench.statistics import Acceptance, Spread, first_divergence, paired_ratios
+from vllm_kangaroo.bench.statistics import Acceptance, first_divergence
 
 
 def equality(prompts: Sequence[Prompt], rounds: Sequence[RoundOutputs]) -> Equality:
@@ -69,12 +69,11 @@ def _category(
     drafting = [_speed(one.drafting, which) for one in rounds]
     apart = not any(speed is None for speed in plain + drafting)
     speeds = [[each for each in side if each is not None] for side in (plain, drafting)]
-    rates = [[each.tokens_per_second for each in side] for side in speeds]
     names = {prompts[at].name for at in which}
     return Category(
         name=name,
         prompts=len(which),
-        speedup=Spread.of(paired_ratios(*rates)) if apart else None,
+        speedup=speedups(*speeds) if apart else None,
         plain=sum(speeds[0], Speed()) if apart else None,
         drafting=sum(speeds[1], Speed()) if apart else None,
         acceptance=acceptance(rounds, which),

@@ -14,15 +14,15 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from rich.console import Console
 
 from vllm_kangaroo.bench import summary
-from vllm_kangaroo.bench.engines import device, engine, telling
+from vllm_kangaroo.bench.engines import device, engine, telling, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.options import SweepOptions
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.results import RunSetup, Speed
+from vllm_kangaroo.bench.results import RunSetup, Speed, speedups
 from vllm_kangaroo.bench.rounds import run_pass, run_rounds
-from vllm_kangaroo.bench.statistics import Acceptance, Spread, paired_ratios
+from vllm_kangaroo.bench.statistics import Acceptance, Spread
 from vllm_kangaroo.integration.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import Provenance, of_measurement
@@ -59,10 +59,7 @@ class Point(BaseModel):
     @property
     def speedup(self) -> Spread:
         """Over vLLM alone, round by round."""
-        theirs, ours = (
-            [one.tokens_per_second for one in speeds] for speeds in (self.plain, self.speeds)
-        )
-        return Spread.of(paired_ratios(theirs, ours))
+        return speedups(self.plain, self.speeds)
 
 
 class Sweep(BaseModel):
@@ -148,7 +145,6 @@ def sweep(
     """
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS)
-    adapter = None if options.draft_adapter is None else options.draft_adapter.resolve().name
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
     with telling(console, "starting vLLM alone"), engine(settings) as plain:
         setup = run_setup(
@@ -172,7 +168,7 @@ def sweep(
                     update={"prompts": len(chosen), "skipped_too_long": skipped}
                 ),
                 confidence_threshold=options.confidence_threshold,
-                draft_adapter=adapter,
+                draft_adapter=without_paths(config).get("draft_adapter"),
                 points=points,
                 provenance=of_measurement(device()),
             )
