@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from vllm_kangaroo.training.target import Target
 from vllm_kangaroo.training.windows import Windows
 
 STEPS = 12
-RESULT = "result-{}.pt"
+RESULT = "result-{}-{}.pt"
+TARGETS = ("model", "text")
 
 
 def windows(count: int, seed: int) -> Windows:
     """Of every four, one or two have nothing to learn from."""
     generator = np.random.default_rng(seed)
     ids = generator.integers(97, size=(count, 24), dtype=np.int32)
-    return Windows(ids, generator.random(ids.shape) < 0.04)
+    counted = generator.random(ids.shape) < 0.04
+    return Windows(ids, counted, np.zeros_like(counted))
 
 
 def held_bytes(target: Target) -> tuple[int, int]:
@@ -38,7 +41,7 @@ def held_bytes(target: Target) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def train(folder: Path, shard: bool) -> dict[str, Any]:
+def train(folder: Path, shard: bool, targets: str) -> dict[str, Any]:
     """Train with the model in ``folder``, and go on once more from half of the way.
 
     No number of windows is one that two processes could share evenly: not those of a step, nor their
@@ -55,12 +58,13 @@ def train(folder: Path, shard: bool) -> dict[str, Any]:
         learning_rate=1e-2,
         warmup_steps=5,
         shard=shard,
+        targets=targets,
     )
     target = Target.load(chosen.model, chosen.exit_layer, torch.float32, "cpu", chosen.shard)
     trainer = AdapterTrainer(target, windows(40, 0), STEPS, chosen)
     held_out = windows(13, 1)
     bare = trainer.measure(held_out, bare=True)
-    half = folder / f"half-{parallel.rank()}.pt"
+    half = folder / f"half-{targets}-{parallel.rank()}.pt"
 
     def after_step(progress: Progress) -> None:
         if progress.step == STEPS // 2:
@@ -83,8 +87,9 @@ def train(folder: Path, shard: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parallel.join("cpu")
-    for name in sys.argv[1:]:
-        torch.save(train(Path(name), shard=True), Path(name) / RESULT.format(parallel.rank()))
+    for name, targets in product(sys.argv[1:], TARGETS):
+        file = RESULT.format(targets, parallel.rank())
+        torch.save(train(Path(name), True, targets), Path(name) / file)
     parallel.wait()
     parallel.leave()
     tasks = list(Path("/proc/self/task").iterdir())

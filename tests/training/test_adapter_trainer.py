@@ -45,7 +45,8 @@ def adapter(trainer: AdapterTrainer) -> KangarooAdapter:
 def random_windows(vocab_size: int = 97, answers: float = 1.0) -> Windows:
     generator = np.random.default_rng(0)
     ids = generator.integers(vocab_size, size=(40, 24), dtype=np.int32)
-    return Windows(ids, generator.random(ids.shape) < answers)
+    counted = generator.random(ids.shape) < answers
+    return Windows(ids, counted, np.zeros_like(counted))
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gemma])
@@ -123,9 +124,10 @@ def test_only_counted_positions_teach(tmp_path: Path) -> None:
     assert not any(map(torch.equal, start, adapter(trainer).parameters()))
 
 
-def test_restored_trainer_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["model", "text"])
+def test_restored_trainer_ends_with_the_same_weights(tmp_path: Path, targets: str) -> None:
     make_llama(tmp_path)
-    chosen = options(tmp_path)
+    chosen = options(tmp_path, targets=targets)
     target, windows = load(chosen), random_windows()
     whole = AdapterTrainer(target, windows, 20, chosen)
 
@@ -197,21 +199,26 @@ def trained(folder: Path, steps: int = 12, answers: float = 0.5, **changes: Any)
     return trainer
 
 
-def test_adapters_of_one_pass_are_those_trained_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", ["model", "text"])
+def test_adapters_of_one_pass_are_those_trained_alone(tmp_path: Path, targets: str) -> None:
     make_llama(tmp_path)
-    together = trained(tmp_path, exit_layer=(1, 3))
+    together = trained(tmp_path, exit_layer=(1, 3), targets=targets)
     for pupil, layer in zip(together.pupils, (1, 3), strict=True):
-        alone = adapter(trained(tmp_path, exit_layer=(layer,)))
+        alone = adapter(trained(tmp_path, exit_layer=(layer,), targets=targets))
         assert pupil.exit_layer == layer
         assert all(map(torch.equal, pupil.adapter.parameters(), alone.parameters()))
     first, second = (pupil.adapter.parameters() for pupil in together.pupils)
     assert not any(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize("targets", ["model", "text"])
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_accumulated_gradients_are_those_of_the_whole_step(tmp_path: Path, parts: int) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_step(
+    tmp_path: Path, parts: int, targets: str
+) -> None:
     make_llama(tmp_path)
-    whole, accumulated = trained(tmp_path), trained(tmp_path, accumulate=parts)
+    whole = trained(tmp_path, targets=targets)
+    accumulated = trained(tmp_path, targets=targets, accumulate=parts)
     for ours, theirs in zip(
         adapter(accumulated).parameters(), adapter(whole).parameters(), strict=True
     ):
@@ -243,16 +250,23 @@ def test_a_cache_bounds_memory_and_changes_no_weight(tmp_path: Path) -> None:
             assert torch.allclose(ours, theirs, atol=2e-3)
 
 
-def test_best_weights_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("targets", "key", "other"),
+    [
+        ("model", "expected_acceptance", "top1_agreement"),
+        ("text", "top1_agreement", "expected_acceptance"),
+    ],
+)
+def test_best_weights_are_kept(tmp_path: Path, targets: str, key: str, other: str) -> None:
     make_llama(tmp_path)
-    chosen = options(tmp_path)
+    chosen = options(tmp_path, targets=targets)
     trainer = AdapterTrainer(load(chosen), random_windows(), 9, chosen)
     seen: dict[int, list[torch.Tensor]] = {}
 
     def after_step(progress: Progress) -> None:
-        acceptance = {3: 0.5, 6: 0.7, 9: 0.6}.get(progress.step, 0.0)
+        figure = {3: 0.5, 6: 0.7, 9: 0.6}.get(progress.step, 0.0)
         seen[progress.step] = [p.detach().clone() for p in adapter(trainer).parameters()]
-        trainer.keep_best({1: {"expected_acceptance": acceptance}})
+        trainer.keep_best({1: {key: figure, other: progress.step / 10}})
 
     trainer.run(after_step)
     trainer.restore(trainer.state())

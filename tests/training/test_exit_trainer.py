@@ -40,7 +40,8 @@ def counting_windows(length: int = 24) -> Windows:
     generator = np.random.default_rng(0)
     starts = generator.integers(97, size=(40, 1))
     ids = (starts + generator.integers(1, 4, size=(40, 1)) * np.arange(length)) % 97
-    return Windows(ids.astype(np.int32), np.ones(ids.shape, np.bool_)).whole()
+    none = np.zeros(ids.shape, np.bool_)
+    return Windows(ids.astype(np.int32), ~none, none).whole()
 
 
 def trainer(folder: Path, steps: int, long: bool = False, **changes: Any) -> ExitTrainer:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.training import exit_loss
 from vllm_kangaroo.training.loss import agreement, backward
 
 M, N, V = 11, 6, 40
@@ -36,6 +37,27 @@ def test_loss_and_gradient(parts: tuple[Tensor, Tensor, Tensor], chunk: int) -> 
     assert leaf.grad is not None and expected_leaf.grad is not None
     assert torch.allclose(leaf.grad * 2, expected_leaf.grad, atol=1e-6)
     assert leaf.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_labels_teach_what_a_teacher_does_that_is_sure_of_them(
+    parts: tuple[Tensor, Tensor, Tensor], chunk: int
+) -> None:
+    weight, start, _ = parts
+    labels = torch.randint(V, (M,), generator=torch.Generator().manual_seed(1))
+    sure = torch.zeros(M, V).scatter_(1, labels[:, None], 1e4)
+
+    def head(hidden: Tensor) -> Tensor:
+        return hidden if hidden.shape[-1] == V else hidden @ weight.T
+
+    soft, hard, other = (start.clone().requires_grad_() for _ in range(3))
+    expected = backward([soft * 2], sure, head, 2 * M, chunk)
+    found = exit_loss.backward([hard * 2, other * 2], labels, [1.0, 1.0], head, 2 * M, chunk)
+    assert found == pytest.approx(expected * 2, rel=1e-6)
+    assert soft.grad is not None and hard.grad is not None
+    assert torch.equal(hard.grad, other.grad)
+    assert torch.allclose(hard.grad, soft.grad, atol=1e-7)
+    assert hard.grad.abs().max() > 1e-3
 
 
 def test_a_perfect_drafter(parts: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.training.models import make_gemma, make_llama
-from tests.training.sharded_worker import RESULT, train
+from tests.training.sharded_worker import RESULT, TARGETS, train
 
 MODELS = {"llama": make_llama, "gemma": make_gemma}
 
@@ -38,15 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shared(folder: Path) -> list[dict[str, Any]]:
+def shared(folder: Path, targets: str) -> list[dict[str, Any]]:
     """What each of the two came to."""
-    return [torch.load(folder / RESULT.format(rank), weights_only=True) for rank in (0, 1)]
+    names = [RESULT.format(targets, rank) for rank in (0, 1)]
+    return [torch.load(folder / name, weights_only=True) for name in names]
 
 
+@pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("name", MODELS)
-def test_two_processes_with_half_a_model_each_train_what_one_does(folder: Path, name: str) -> None:
-    first, second = shared(folder / name)
-    alone = train(folder / name, shard=False)
+def test_two_processes_with_half_a_model_each_train_what_one_does(
+    folder: Path, name: str, targets: str
+) -> None:
+    first, second = shared(folder / name, targets)
+    alone = train(folder / name, False, targets)
     for part in ("figures", "bare"):
         assert first[part] == second[part]
         for exit_layer, figures in alone[part].items():
@@ -62,13 +66,16 @@ def test_two_processes_with_half_a_model_each_train_what_one_does(folder: Path, 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_each_process_holds_half_of_every_layer(folder: Path, name: str) -> None:
-    layers, rest = train(folder / name, shard=False)["bytes"]
-    for own in shared(folder / name):
+    layers, rest = train(folder / name, False, "model")["bytes"]
+    for own in shared(folder / name, "model"):
         assert own["bytes"] == (pytest.approx(layers / 2, rel=0.01), rest)
 
 
+@pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_run_that_goes_on_ends_with_the_same_weights(folder: Path, name: str) -> None:
-    for own in shared(folder / name):
+def test_a_run_that_goes_on_ends_with_the_same_weights(
+    folder: Path, name: str, targets: str
+) -> None:
+    for own in shared(folder / name, targets):
         for whole, resumed in zip(own["weights"], own["resumed"], strict=True):
             assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())

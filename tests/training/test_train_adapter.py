@@ -182,6 +182,17 @@ def test_a_run_killed_while_it_writes_the_adapter_is_finished(
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
 
 
+def test_the_text_teaches(folder: Path) -> None:
+    more = ("--targets", "text", "--exit-layer", "1", "--cache-gib", "0.01")
+    result = CliRunner().invoke(train_app, arguments(folder, "text", 30, *more))
+    assert result.exit_code == 0, result.output
+    assert "exit states: 384 bytes a token" in result.output  # two exits of 48 float32, no end
+    for layer in (3, 1):
+        training = load_adapter(folder / "text" / f"exit-{layer}").config.training
+        assert training["options"]["targets"] == "text"
+        assert 0 < training["figures"]["adapter"]["data"]["top1_agreement"] < 1
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("more", [(), ("--shard",)])
 def test_two_processes_train_what_one_does(
@@ -270,3 +281,6 @@ def test_state_of_another_run_is_refused(folder: Path) -> None:
     result = CliRunner().invoke(train_app, [*args, "--seed", "5"])
     assert isinstance(result.exception, ResumeError)
     assert "of a run with seed=0, this one has 5" in str(result.exception)
+    result = CliRunner().invoke(train_app, [*args, "--targets", "text"])
+    assert isinstance(result.exception, ResumeError)
+    assert "of a run with targets='model', this one has 'text'" in str(result.exception)

@@ -23,6 +23,38 @@ def test_a_position_counts_if_the_token_after_it_does() -> None:
     ids, counted = windows.ids.reshape(-1), windows.counted.reshape(-1)
     assert (counted[:-1] == (ids[1:] % 3 == 0)).all()
     assert counted.any() and not counted.all()
+    begins = windows.begins.reshape(-1)
+    assert begins.sum() == 5 and (ids[begins] % 100 == 0).all()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=9),
+    window=st.integers(1, 7),
+    seed=st.integers(0, 3),
+)
+def test_next_tokens_stand_in_the_window_and_in_the_document(
+    lengths: list[int], window: int, seed: int
+) -> None:
+    """Ids are consecutive inside a document, and further apart between two."""
+    documents = [
+        Document(np.arange(n, dtype=np.int32) + 100 * i, np.ones(n, np.bool_))
+        for i, n in enumerate(lengths)
+    ]
+    if sum(lengths) < max(window, 2):
+        return
+    told = pack(documents, window, seed).with_next_token()
+    follows = np.zeros_like(told.counted)
+    follows[:, :-1] = np.diff(told.ids) == 1
+    assert (told.counted == follows).all()
+
+
+def test_next_tokens_are_counted_only_where_the_loss_counts() -> None:
+    windows = pack([document(100 * i, 30) for i in range(5)], 8, seed=0)
+    told = windows.with_next_token()
+    assert (told.counted <= windows.counted).all()
+    lost = windows.counted & ~told.counted
+    assert (lost[:, :-1] == (windows.counted & np.roll(windows.begins, -1))[:, :-1]).all()
+    assert lost[:, :-1].any() and (lost[:, -1] == windows.counted[:, -1]).all()
 
 
 def test_documents_stay_whole_and_their_order_is_the_seed_s() -> None:
@@ -41,6 +73,7 @@ def test_split_loses_and_doubles_nothing() -> None:
     together = np.concatenate((kept.ids, held.ids)).reshape(-1)
     assert sorted(together) == list(range(1000))
     assert len(windows.split(0.5, most=7)[1]) == 7
+    assert [int(part.begins.sum()) for part in (kept, held)] == [0, 1]  # the first is held out
     assert len(windows.split(0.001, most=7)[1]) == 1
 
 
@@ -82,4 +115,4 @@ def test_refusals() -> None:
     with pytest.raises(DataError, match="no token of the data is an assistant's"):
         pack([Document(ids, ids < 0)], 8, 0)
     with pytest.raises(DataError, match="too few to hold 1 out"):
-        Windows(ids[None], ids[None] > 0).split(0.02, 64)
+        Windows(ids[None], ids[None] > 0, ids[None] < 0).split(0.02, 64)

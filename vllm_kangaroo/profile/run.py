@@ -37,7 +37,7 @@ from vllm_kangaroo.training.documents import DataError, read_documents
 from vllm_kangaroo.training.prompts import draw_prompts
 from vllm_kangaroo.training.target import Target, TargetError
 from vllm_kangaroo.training.training_data import hashes, load_tokenizer
-from vllm_kangaroo.training.windows import Windows, pack
+from vllm_kangaroo.training.windows import pack
 
 _WINDOW = 256
 _TEXT_PROMPT = 64  # tokens of a plain text that are given as a prompt
@@ -224,8 +224,7 @@ class _Exits:
         self.stop_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
         documents = list(read_documents(options.data, tokenizer))
         length = min(_WINDOW, max(8, sum(len(each.ids) for each in documents)))
-        windows = pack(documents, length, options.seed)
-        self.windows = Windows(windows.ids[: options.windows], windows.counted[: options.windows])
+        self.windows = pack(documents, length, options.seed).take(slice(options.windows))
 
     def record(self, prompts: Prompts, answers: Sequence[Sequence[int]]) -> list[Record]:
         """See `Reader.record`."""

@@ -1,10 +1,14 @@
-"""Train Kangaroo adapters: teacher forcing on a frozen target (arXiv 2404.18911, section 3)."""
+"""Train Kangaroo adapters: teacher forcing on a frozen target (arXiv 2404.18911, section 3).
+
+With ``targets`` "model" an adapter learns the target's distribution, which takes the target's whole forward
+pass; with "text" the token that follows in the text, which takes the layers up to the deepest exit.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_kangaroo.training import parallel
+from vllm_kangaroo.training import exit_loss, parallel
 from vllm_kangaroo.training.features import Features
 from vllm_kangaroo.training.loss import Agreement, agreement, backward
 from vllm_kangaroo.training.options import AdapterTrainingOptions
@@ -41,12 +45,15 @@ class AdapterTrainer:
         self, target: Target, windows: Windows, steps: int, options: AdapterTrainingOptions
     ) -> None:
         self.target = target
-        self.windows = windows
+        self.shallow = options.targets == "text"
+        self.windows = windows.with_next_token() if self.shallow else windows
         self.steps = steps
         self.options = options
         self.progress = Progress()
         self.order = Order(len(windows), options.batch_size, options.seed)
-        self.features = Features(target, windows, options.cache_gib, options.device)
+        self.features = Features(
+            target, windows, options.cache_gib, options.device, shallow=self.shallow
+        )
         self.pupils = [Pupil(target, exit_layer, options) for exit_layer in target.exits]
 
     def learning_rate(self, step: int) -> float:
@@ -82,14 +89,24 @@ class AdapterTrainer:
         """Losses of each adapter over some windows of a step, their gradients added up."""
         counted = torch.from_numpy(self.windows.counted[rows])
         if not counted.any():
-            self.target.run_along()
+            self.target.run_along(shallow=self.shallow)
             return [0.0] * len(self.pupils)
-        *exits, final = self.features.states(rows)
+        states = self.features.states(rows)
         with self._autocast():
-            drafters = self._drafters(exits, counted)
-            return backward(drafters, self._at(final, counted), self.target.logits, count)
+            drafters = self._drafters(states[: len(self.pupils)], counted)
+            if not self.shallow:
+                aim = self._at(states[-1], counted)
+                return backward(drafters, aim, self.target.logits, count)
+            labels = self._labels(rows, counted)
+            alike = [1.0] * len(drafters)
+            return exit_loss.backward(drafters, labels, alike, self.target.logits, count)
 
-    def _drafters(self, exits: list[Tensor], counted: Tensor) -> list[Tensor]:
+    def _labels(self, rows: Any, counted: Tensor) -> Tensor:
+        """The tokens ``[M]`` that follow the M counted positions."""
+        ids, _ = self.windows.select(rows)
+        return self._at(ids[:, 1:].to(self.options.device), counted[:, :-1])
+
+    def _drafters(self, exits: Sequence[Tensor], counted: Tensor) -> list[Tensor]:
         """What the head takes of each adapter, at the M counted positions: ``[M, N]``."""
         return [
             self._at(pupil.adapter(state), counted)
@@ -141,9 +158,11 @@ class AdapterTrainer:
 
     def keep_best(self, figures: Figures) -> None:
         """Let each adapter remember its weights if these figures are its best so far."""
+        # A text teaches the likeliest token and no distribution: of greedy text the better an adapter
+        # knows it, the surer it is, and the less it accepts at temperature 1.
+        key = "top1_agreement" if self.shallow else "expected_acceptance"
         for pupil in self.pupils:
-            acceptance = figures[pupil.exit_layer]["expected_acceptance"]
-            pupil.keep_if_best(self.progress.step, acceptance)
+            pupil.keep_if_best(self.progress.step, figures[pupil.exit_layer][key])
 
     def state(self) -> dict[str, Any]:
         """Everything that a later process needs to go on as if never stopped."""

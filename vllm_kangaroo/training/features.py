@@ -18,14 +18,22 @@ GIB = 2**30
 
 
 class Features:
-    """Exit states and final states of a target over windows."""
+    """Exit states of a target over windows and, unless ``shallow``, its final states."""
 
-    def __init__(self, target: Target, windows: Windows, cache_gib: float, device: str) -> None:
-        self.target = target
+    def __init__(
+        self,
+        target: Target,
+        windows: Windows,
+        cache_gib: float,
+        device: str,
+        *,
+        shallow: bool = False,
+    ) -> None:
         self.windows = windows
         self.device = device
-        tokens = windows.ids.shape[1]
-        self.window_bytes = tokens * target.state_bytes_per_token
+        self._run = target.exit_states if shallow else target.states
+        self.token_bytes = (len(target.exits) + (not shallow)) * target.state_bytes
+        self.window_bytes = windows.ids.shape[1] * self.token_bytes
         self.room = min(int(cache_gib * GIB) // max(self.window_bytes, 1), len(windows))
         self.caching = cache_gib > 0
         self._kept: dict[int, tuple[Tensor, ...]] = {}
@@ -37,9 +45,8 @@ class Features:
 
     def describe(self) -> str:
         """Sizes, in a line for the user."""
-        each = self.target.state_bytes_per_token
-        whole = each * self.windows.ids.size / GIB
-        line = f"exit states: {each} bytes a token, {whole:.2f} GiB for all of the data"
+        whole = self.token_bytes * self.windows.ids.size / GIB
+        line = f"exit states: {self.token_bytes} bytes a token, {whole:.2f} GiB for all of the data"
         if not self.caching:
             return f"{line}; computed as they are needed"
         share = self.room / len(self.windows)
@@ -47,10 +54,10 @@ class Features:
 
     @torch.no_grad()
     def states(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        """`Target.states` of some windows: each ``[B, T, N]`` on the device."""
+        """`Target.states` or, if shallow, `Target.exit_states` of some windows: each ``[B, T, N]`` on the device."""
         if not self.caching:
             ids, _ = self.windows.select(rows)
-            return self.target.states(ids.to(self.device))
+            return self._run(ids.to(self.device))
         # One window at a time: in a batch the last bits could depend on its company, and a run
         # that goes on with an empty cache would part from one that was never stopped.
         found = [self._window(int(row)) for row in rows]
@@ -60,7 +67,7 @@ class Features:
         states = self._kept.get(row)
         if states is None:
             ids, _ = self.windows.select(np.array([row]))
-            states = self.target.states(ids.to(self.device))
+            states = self._run(ids.to(self.device))
             if len(self._kept) < self.room:
                 self._kept[row] = tuple(part.clone() for part in states)
         return states

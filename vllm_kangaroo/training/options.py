@@ -36,6 +36,11 @@ class AdapterTrainingOptions(BaseModel):
         default=1, ge=1, description="parts in which a step's windows are computed, to save memory"
     )
     window: int = Field(default=256, ge=8, description="tokens a window")
+    targets: Literal["model", "text"] = Field(
+        default="model",
+        description="what to learn: the model's distribution over the next token, or the token that "
+        "follows in the text, which needs only the layers up to the deepest exit",
+    )
     cache_gib: float = Field(
         default=0.0,
         ge=0,

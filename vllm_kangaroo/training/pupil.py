@@ -16,10 +16,10 @@ from vllm_kangaroo.training.target import Target, TargetError
 
 @dataclass
 class Best:
-    """The weights with the highest expected acceptance on held-out data."""
+    """The weights with the highest figure on held-out data."""
 
     step: int = -1
-    acceptance: float = -1.0
+    figure: float = -1.0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -51,11 +51,11 @@ class Pupil:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def keep_if_best(self, step: int, acceptance: float) -> None:
-        """Remember the weights if no earlier ones were accepted as often."""
-        if acceptance > self.best.acceptance:
+    def keep_if_best(self, step: int, figure: float) -> None:
+        """Remember the weights if no earlier ones came to as high a figure."""
+        if figure > self.best.figure:
             weights = {name: t.detach().clone() for name, t in self.adapter.state_dict().items()}
-            self.best = Best(step, acceptance, weights)
+            self.best = Best(step, figure, weights)
 
     def take_best(self) -> None:
         """Go back to the best weights."""
@@ -68,7 +68,7 @@ class Pupil:
             "optimizer": self.optimizer.state_dict(),
             "best": {
                 "step": self.best.step,
-                "acceptance": self.best.acceptance,
+                "figure": self.best.figure,
                 "weights": self.best.weights,
             },
         }

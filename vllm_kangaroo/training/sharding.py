@@ -13,12 +13,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vllm_kangaroo.training import parallel
+from vllm_kangaroo.training.shallow import TwoDepths
 
 
 class ShardingError(ValueError):
@@ -46,37 +47,26 @@ class ShardedDecoder:
     layers go to the device one by one, and the host's copy of each is given up.
     """
 
-    def __init__(self, model: Any, device: str, processes: device_mesh.DeviceMesh) -> None:
+    def __init__(
+        self, model: Any, device: str, processes: device_mesh.DeviceMesh, depth: int
+    ) -> None:
         decoder = model.get_decoder()
         for layer in decoder.layers:
             fully_shard(layer, mesh=processes)
         kept = {each for each in decoder.parameters() if not isinstance(each, DTensor)}
-        self._root = _Root(decoder)
+        # FSDP gives a new class to what it wraps, and transformers looks up by a decoder's class which
+        # states it records: so what is wrapped stands around the decoder.
+        self._root = TwoDepths(decoder, depth)
         self._notes = fully_shard(self._root, mesh=processes, ignored_params=kept)
         for tensor in chain(model.parameters(), model.buffers()):
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(device)
 
-    def __call__(self, ids: Tensor, **how: Any) -> Any:
-        """What the decoder itself returns; all processes must call it equally often."""
-        out = self._root(ids, **how)
+    def __call__(self, ids: Tensor, *, shallow: bool = False, **how: Any) -> Any:
+        """See `TwoDepths`; all processes must call it equally often, and equally deep."""
+        out = self._root(ids, shallow=shallow, **how)
         self._notes.reset_iter_state()  # for a backward pass that never comes; they would pile up
         return out
-
-
-class _Root(nn.Module):
-    """Stands around the decoder, under FSDP's hands.
-
-    FSDP gives a new class to what it wraps, and transformers looks up by a decoder's class which states
-    it records.
-    """
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, ids: Tensor, **how: Any) -> Any:
-        return self.decoder(ids, **how)
 
 
 @contextmanager

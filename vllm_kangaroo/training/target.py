@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vllm_kangaroo.ladder.adapter import norm_fingerprint
 from vllm_kangaroo.ladder.adapter_config import AdapterConfig, AdapterDtype, TargetInfo
 from vllm_kangaroo.training import parallel
+from vllm_kangaroo.training.layer_dropout import hooked
+from vllm_kangaroo.training.shallow import TwoDepths
 from vllm_kangaroo.training.sharding import ShardedDecoder, mesh
 
 _ORIGINAL_ROPE_THETA = 10000.0  # what the paper's adapters use
@@ -31,7 +33,7 @@ class Target:
     model: Any
     config: Any
     exits: tuple[int, ...]
-    sharded: ShardedDecoder | None = None
+    decoder: TwoDepths | ShardedDecoder
 
     @classmethod
     def load(
@@ -56,12 +58,13 @@ class Target:
         _check(name, exits)
         if not shard:
             model = _read(name, dtype).to(device)
-            return cls(name, model, model.config.get_text_config(), tuple(exits))
+            decoder = TwoDepths(model.get_decoder(), max(exits))
+            return cls(name, model, model.config.get_text_config(), tuple(exits), decoder)
         processes = mesh(device)
         with parallel.one_at_a_time():
             model = _read(name, dtype)
-            decoder = ShardedDecoder(model, device, processes)
-        return cls(name, model, model.config.get_text_config(), tuple(exits), decoder)
+            sharded = ShardedDecoder(model, device, processes, max(exits))
+        return cls(name, model, model.config.get_text_config(), tuple(exits), sharded)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -76,24 +79,39 @@ class Target:
         Returns:
             the residual stream at each exit, then the normed final state, each ``[B, T, N]``.
         """
-        decoder = self.sharded or self.model.get_decoder()
-        out = decoder(ids, output_hidden_states=True, use_cache=False)
+        out = self.decoder(ids, output_hidden_states=True, use_cache=False)
         return *(out.hidden_states[layer] for layer in self.exits), out.last_hidden_state
 
-    def run_along(self) -> None:
+    @torch.no_grad()
+    def exit_states(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Run the model over ``ids [B, T]`` up to its deepest exit.
+
+        Returns:
+            the residual stream at each exit, each ``[B, T, N]``: what `states` returns of them.
+        """
+        # By hooks of ours: transformers' own would come twice to the layers that two decoders share.
+        with hooked(self.model.get_decoder().layers[: max(self.exits)], None, self.exits) as found:
+            self.decoder(ids, shallow=True, use_cache=False)
+        return tuple(found[layer] for layer in self.exits)
+
+    def run_along(self, *, shallow: bool = False) -> None:
         """Take part in a run of the other processes with nothing of one's own.
 
         What is spread over all is run by all or by none; a target that is whole need not run.
+
+        Args:
+            shallow: the others call `exit_states`, not `states`.
         """
-        if self.sharded is not None:
+        if isinstance(self.decoder, ShardedDecoder):
             device = next(self.final_norm.parameters()).device
-            self.states(torch.zeros(1, 1, dtype=torch.long, device=device))
+            ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+            _ = self.exit_states(ids) if shallow else self.states(ids)
 
     @property
-    def state_bytes_per_token(self) -> int:
-        """Size of what `states` returns for one token."""
+    def state_bytes(self) -> int:
+        """Size of the state of one token at one exit, or at the end."""
         size: int = next(self.model.parameters()).element_size() * self.config.hidden_size
-        return (len(self.exits) + 1) * size
+        return size
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""

@@ -61,7 +61,7 @@ def load_windows(
     measured = {SPLIT: split}
     for path in held_out:
         part = read((path,))
-        measured[path.name.split(".")[0]] = Windows(part.ids[:most], part.counted[:most])
+        measured[path.name.split(".")[0]] = part.take(slice(most))
     for name, part in measured.items():
         if not part.counted.any():
             raise DataError(

@@ -17,11 +17,13 @@ from vllm_kangaroo.training.documents import DataError, Document
 class Windows:
     """``ids [n, T]`` and ``counted [n, T]``: whether the prediction made at a position counts.
 
-    Position t predicts token t + 1, so ``counted`` is a document's marks moved by one.
+    Position t predicts token t + 1, so ``counted`` is a document's marks moved by one. ``begins [n, T]``
+    tells where a document begins.
     """
 
     ids: NDArray[np.int32]
     counted: NDArray[np.bool_]
+    begins: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -30,7 +32,21 @@ class Windows:
         """The same windows with every prediction counted but each window's last."""
         counted = np.ones_like(self.counted)
         counted[:, -1] = False
-        return Windows(self.ids, counted)
+        return Windows(self.ids, counted, self.begins)
+
+    def with_next_token(self) -> Windows:
+        """The same windows, counting only predictions of a token that stands in window and document.
+
+        The token after a document is the first of another, which nothing before it foretells.
+        """
+        counted = self.counted.copy()
+        counted[:, :-1] &= ~self.begins[:, 1:]
+        counted[:, -1] = False
+        return Windows(self.ids, counted, self.begins)
+
+    def take(self, which: slice | NDArray[np.bool_]) -> Windows:
+        """Some of the windows, by their place."""
+        return Windows(self.ids[which], self.counted[which], self.begins[which])
 
     def select(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Rows as tensors: ids ``[B, T]`` int64, counted ``[B, T]`` bool."""
@@ -55,10 +71,7 @@ class Windows:
             )
         held = np.zeros(len(self), dtype=np.bool_)
         held[np.linspace(0, len(self) - 1, count).round().astype(np.int64)] = True
-        return (
-            Windows(self.ids[~held], self.counted[~held]),
-            Windows(self.ids[held], self.counted[held]),
-        )
+        return self.take(~held), self.take(held)
 
 
 def pack(documents: Sequence[Document], length: int, seed: int) -> Windows:
@@ -73,15 +86,18 @@ def pack(documents: Sequence[Document], length: int, seed: int) -> Windows:
     ids = np.concatenate([documents[i].ids for i in order] or [np.empty(0, np.int32)])
     marks = np.concatenate([documents[i].counted for i in order] or [np.empty(0, np.bool_)])
     counted = np.append(marks[1:], False)
+    lengths = np.array([len(documents[i].ids) for i in order], dtype=np.int64)
+    begins = np.zeros(len(ids) + 1, dtype=np.bool_)
+    begins[np.cumsum(lengths) - lengths] = True
     count = len(ids) // length
     if not count:
         raise DataError(
             f"the data hold {len(ids)} tokens, less than one window of {length}; give more data "
             "or a smaller window"
         )
+    shape, end = (count, length), count * length
     windows = Windows(
-        ids[: count * length].reshape(count, length),
-        counted[: count * length].reshape(count, length),
+        ids[:end].reshape(shape), counted[:end].reshape(shape), begins[:end].reshape(shape)
     )
     if not windows.counted.any():
         raise DataError("no token of the data is an assistant's; give answers to learn from")
