@@ -60,11 +60,35 @@ def test_a_run_that_the_model_describes_is_met(name: str, tmp_path: Path):
         seconds = TRUE.seconds(decoding + prompts, positions, kv, DRAFTS, length)
         cycles.append(Cycle(seconds, decoding, prompts, length, kv))
     served = Served(real.finished, tokens, cycles)
-    found = Model(BATCH, LONGEST, knowledge).mean_latency(
-        name, Stream(requests, arrivals), served, DRAFTS
+    found = Model(BATCH, LONGEST, knowledge).of(name, Stream(requests, arrivals), served, DRAFTS)
+    assert found.mean_s == pytest.approx(float((real.finished - arrivals).mean()), rel=0.03)
+    assert found.mean_s > 1.2 * float(np.mean([len(each) * TRUE.fixed for each in rounds])), (
+        "none waited"
     )
-    assert found == pytest.approx(float((real.finished - arrivals).mean()), rel=0.03)
-    assert found > 1.2 * float(np.mean([len(each) * TRUE.fixed for each in rounds])), "none waited"
+    assert found.srpt_s < found.mean_s, "knowing all must help"
+    # From the definition: seconds of full batches that a second's arrivals ask for.
+    seconds = sum(
+        TRUE.seconds(BATCH, BATCH * (1 + DRAFTS), 0, DRAFTS) / BATCH * len(each)
+        + TRUE.prompt_rate * each_facts.prompt_tokens
+        for each, each_facts in zip(rounds, facts, strict=True)
+    )
+    assert found.load == pytest.approx(seconds / arrivals[-1], rel=0.1)
+
+
+def test_hints_are_known_to_the_simulator_as_well(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    requests = [TraceRequest([1] * 8, length) for length in [200, 5, 5, 5] * 30]
+    arrivals = np.cumsum(rng.exponential(0.25, len(requests)))
+    tokens = [[1] * each.output_tokens for each in requests]
+    cycles = [Cycle(0.01 + 1e-3 * (at % 4), 1 + at % 4, 0, 0, 100) for at in range(100)]
+    served = Served(arrivals, tokens, cycles)
+    means = [
+        Model(1, LONGEST, tmp_path / "none.npz", hints=hints)
+        .of("laps_sd", Stream(requests, arrivals), served, 0)
+        .mean_s
+        for hints in (False, True)
+    ]
+    assert means[1] < 0.95 * means[0]
 
 
 def test_drafts_are_those_of_steps_without_prompts():

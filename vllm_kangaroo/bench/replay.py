@@ -64,8 +64,12 @@ class Run(BaseModel):
     tokens: int
     tokens_per_round: float
     """The acceptance length: tokens of an answer, its first left out, over the steps that brought them."""
+    load: float | None = None
+    """Share of the capacity of full batches that the stream asked for, at what the steps of this run took."""
     simulated_mean_s: float | None = None
     """Mean latency of the same arrivals and rounds in the simulator."""
+    simulated_srpt_s: float | None = None
+    """The same under the shortest true remaining time first, which no scheduler can know."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -80,6 +84,8 @@ class Pair(BaseModel):
     """One stream under both schedulers, one after the other."""
 
     laps_sd_first: bool
+    capacity_requests_per_s: float | None = None
+    """Of vLLM's scheduler, measured just before."""
     fcfs: Run
     laps_sd: Run
 
@@ -89,13 +95,19 @@ class Pair(BaseModel):
         """Mean latency of LAPS-SD over that of vLLM's scheduler."""
         return self.laps_sd.mean_latency_s / self.fcfs.mean_latency_s
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bound(self) -> float | None:
+        """The least ratio to be had: the simulator's under SRPT over its own under FCFS, both at the steps of vLLM's."""
+        if self.fcfs.simulated_srpt_s is None or self.fcfs.simulated_mean_s is None:
+            return None
+        return self.fcfs.simulated_srpt_s / self.fcfs.simulated_mean_s
+
 
 class ReplayResult(BaseModel):
     """One run of ``vllm-kangaroo replay``."""
 
     settings: dict[str, Any]
-    capacity_requests_per_s: float
-    """Of vLLM's scheduler, all requests of the stream given at once."""
     pairs: list[Pair]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -112,13 +124,13 @@ def poisson(requests: Sequence[TraceRequest], rate: float, seed: int) -> Stream:
 
 
 def usable(
-    trace: Sequence[TraceRequest], max_model_len: int, max_tokens: int
+    trace: Sequence[TraceRequest], max_model_len: int, max_tokens: int | None = None
 ) -> list[TraceRequest]:
     """Those that fit the model, in order."""
     return [
         each
         for each in trace
-        if each.output_tokens <= max_tokens
+        if (max_tokens is None or each.output_tokens <= max_tokens)
         and len(each.prompt_token_ids) + each.output_tokens < max_model_len
     ]
 
@@ -133,10 +145,21 @@ def teach(earlier: Sequence[TraceRequest], max_model_len: int, file: Path) -> No
     learner.save()
 
 
-def capacity(llm: Any, requests: Sequence[TraceRequest], batch_size: int) -> float:
+def capacity(
+    llm: Any, requests: Sequence[TraceRequest], batch_size: int, name: str = "capacity"
+) -> float:
     """Requests a second while all places of the batch are taken: all are there from the start."""
-    ended = serve(llm, Stream(requests, np.zeros(len(requests))), "capacity").ended
-    busy = max(len(requests) - batch_size, 1)
+    ended = serve(llm, Stream(requests, np.zeros(len(requests))), name).ended
+    return full_batches(ended, batch_size)
+
+
+def full_batches(ended: NDArray[np.float64], batch_size: int) -> float:
+    """Requests a second until no more wait, all having been there from the start.
+
+    Args:
+        ended: seconds from the start at which each did.
+    """
+    busy = max(len(ended) - batch_size, 1)
     return busy / float(np.sort(ended)[busy - 1])
 
 
@@ -157,11 +180,14 @@ def summarise(stream: Stream, served: Served) -> Run:
     )
 
 
-def serve(llm: Any, stream: Stream, name: str) -> Served:
+def serve(llm: Any, stream: Stream, name: str, *, hints: bool = False) -> Served:
     """Feed the engine by the clock until all requests have ended.
 
     Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
     knows nothing but a generous ``max_tokens``, and learns nothing from it.
+
+    Args:
+        hints: whether every request says its length, which is the truth.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -186,6 +212,7 @@ def serve(llm: Any, stream: Stream, name: str) -> Served:
                 ignore_eos=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
+                extra_args={"expected_output_tokens": request.output_tokens} if hints else None,
             )
             prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
             engine.add_request(f"{name}-{following}", prompt, params)

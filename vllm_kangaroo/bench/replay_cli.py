@@ -27,6 +27,9 @@ from vllm_kangaroo.laps_sd.options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
 
+MOST_FOR_CAPACITY = 300
+"""Requests, evenly spaced, that are served to measure the capacity."""
+
 
 def replay_command(
     model: Annotated[str, typer.Option(help="Model to serve.", show_default="demo")] = "",
@@ -37,8 +40,11 @@ def replay_command(
     batch_size: Annotated[int, typer.Option(min=1, help="max_num_seqs of both engines.")] = 4,
     requests: Annotated[int, typer.Option(min=2, help="Length of the stream.")] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each scheduler, in turns.")] = 2,
-    max_tokens: Annotated[int, typer.Option(help="Leave out longer answers of the trace.")] = 512,
-    max_model_len: Annotated[int, typer.Option(help="As in vLLM.")] = 1024,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Leave out longer answers of the trace.")
+    ] = None,
+    max_model_len: Annotated[int, typer.Option(help="As in vLLM.")] = 2048,
+    hints: Annotated[bool, typer.Option("--hints", help="Every request says its length.")] = False,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
     trace: Annotated[
         Path | None, typer.Option(help="As for simulate.", show_default="a small one")
@@ -85,22 +91,31 @@ def replay_command(
         engines = {"fcfs": fcfs, "laps_sd": ours}
         for name, llm in engines.items():
             serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
-        model_of = Model(batch_size, max_model_len, knowledge)
-        rate = capacity(fcfs, later[: max(requests // 3, 2)], batch_size)
-        console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
+        model_of = Model(batch_size, max_model_len, knowledge, hints=hints)
         pairs = []
         for number in range(rounds):
+            # Anew for each pair: the load would drift with the machine.
+            sample = later[:: -(-requests // MOST_FOR_CAPACITY)]
+            rate = capacity(fcfs, sample, batch_size, f"capacity{number}")
+            console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
             stream = poisson(later, load * rate, seed + number)
             order = ["fcfs", "laps_sd"][:: 1 if number % 2 == 0 else -1]
             before = len(read_steps(log))
-            served = {name: serve(engines[name], stream, f"{name}{number}") for name in order}
+            served = {
+                name: serve(engines[name], stream, f"{name}{number}", hints=hints) for name in order
+            }
             drafts = mean_drafts(read_steps(log)[before:])
             runs = {}
             for name, one in served.items():
-                mean = model_of.mean_latency(name, stream, one, drafts)
-                run = summarise(stream, one)
-                runs[name] = run.model_copy(update={"simulated_mean_s": mean})
-            pair = Pair(laps_sd_first=order[0] == "laps_sd", **runs)
+                simulated = model_of.of(name, stream, one, drafts)
+                simulated_figures = {
+                    "load": simulated.load,
+                    "simulated_mean_s": simulated.mean_s,
+                    "simulated_srpt_s": simulated.srpt_s,
+                }
+                runs[name] = summarise(stream, one).model_copy(update=simulated_figures)
+            first = order[0] == "laps_sd"
+            pair = Pair(laps_sd_first=first, capacity_requests_per_s=rate, **runs)
             pairs.append(pair)
             console.print(
                 f"mean latency {pair.fcfs.mean_latency_s:.2f} s with vLLM's scheduler, {pair.laps_sd.mean_latency_s:.2f} "
@@ -109,12 +124,18 @@ def replay_command(
             )
             console.print(
                 f"simulated: {pair.fcfs.simulated_mean_s:.2f} s ({pair.fcfs.simulated_off:+.0%}) and "
-                f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%})"
+                f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%}); the load was "
+                f"{pair.fcfs.load:.2f} and {pair.laps_sd.load:.2f}; who knew all would come to {pair.bound:.2f}x"
             )
         for llm in engines.values():
             llm.llm_engine.engine_core.shutdown()
-    shown = settings | {"model": Path(settings["model"]).name, "load": load, "requests": requests}
-    result = ReplayResult(settings=shown, capacity_requests_per_s=rate, pairs=pairs)
+    shown = settings | {
+        "model": Path(settings["model"]).name,
+        "load": load,
+        "requests": requests,
+        "hints": hints,
+    }
+    result = ReplayResult(settings=shown, pairs=pairs)
     console.print(
         f"ratio of mean latencies: {result.ratio.median:.2f} ({result.ratio.low:.2f} to {result.ratio.high:.2f})"
     )

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vllm_kangaroo.bench.replay import Cycle, Served, Stream
+from vllm_kangaroo.bench.replay import Cycle, Served, Stream, full_batches
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
-from vllm_kangaroo.laps_sd.lengths import RequestFacts
+from vllm_kangaroo.laps_sd.lengths import HintedLengths, RequestFacts
 from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
-from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs
+from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs, srpt
 from vllm_kangaroo.laps_sd.simulator.compare import FrozenLengths
 from vllm_kangaroo.laps_sd.simulator.engine import simulate
 from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, fit
 from vllm_kangaroo.laps_sd.simulator.workload import Workload
+
+
+class Simulated(NamedTuple):
+    """What the simulator makes of a run."""
+
+    load: float
+    """Share of the capacity of full batches that the stream asked for."""
+    mean_s: float
+    """Latency under the run's own policy."""
+    srpt_s: float
+    """Mean latency with the shortest true remaining time first."""
 
 
 class Model:
@@ -26,42 +40,53 @@ class Model:
         batch_size: its ``max_num_seqs``.
         max_model_len: as in vLLM.
         knowledge: the file of the predictor that the real scheduler started with.
+        hints: whether requests say how long they will be.
     """
 
-    def __init__(self, batch_size: int, max_model_len: int, knowledge: Path) -> None:
+    def __init__(
+        self, batch_size: int, max_model_len: int, knowledge: Path, *, hints: bool = False
+    ) -> None:
         self._batch_size = batch_size
         self._max_model_len = max_model_len
         self._predictor = LearnedLengths(file=knowledge)
+        self._hints = hints
 
-    def mean_latency(self, name: str, stream: Stream, served: Served, drafts: int) -> float:
-        """In seconds, for the same arrivals, prompts and rounds, with a step time fitted to the run's own steps.
+    def of(self, name: str, stream: Stream, served: Served, drafts: int) -> Simulated:
+        """For the same arrivals, prompts and rounds, with a step time fitted to the run's own steps.
 
         Args:
             name: ``fcfs`` or ``laps_sd``.
             drafts: of a round.
         """
+        count = len(stream.requests)
         facts = [
             RequestFacts(
                 prompt_tokens=len(each.prompt_token_ids),
                 max_tokens=self._max_model_len - len(each.prompt_token_ids),
                 prompt_token_ids=each.prompt_token_ids,
                 true_tokens=sum(tokens),
+                hint=each.output_tokens if self._hints else None,
             )
             for each, tokens in zip(stream.requests, served.tokens, strict=True)
         ]
-        count = len(facts)
-        workload = Workload(
-            arrivals=stream.arrivals,
-            rounds=[[tokens - 1 for tokens in each[1:]] for each in served.tokens],
-            drafts=drafts,
-            seconds_alone=np.ones(count),
-        )
-        policy: SimulatedPolicy = fcfs()
-        if name != "fcfs":
-            policy = LapsSdPolicy(LapsSdOptions(), FrozenLengths(self._predictor))
+        rounds = [[tokens - 1 for tokens in each[1:]] for each in served.tokens]
+        workload = Workload(stream.arrivals, rounds, drafts, seconds_alone=np.ones(count))
         step_time = fit([_record(each, drafts) for each in served.cycles])
-        outcome = simulate(workload, facts, policy, step_time, batch_size=self._batch_size)
-        return float((outcome.finished - workload.arrivals).mean())
+
+        def ended(policy: SimulatedPolicy, given: Workload) -> NDArray[np.float64]:
+            return simulate(given, facts, policy, step_time, batch_size=self._batch_size).finished
+
+        own: SimulatedPolicy = fcfs()
+        if name != "fcfs":
+            own = LapsSdPolicy(LapsSdOptions(), HintedLengths(FrozenLengths(self._predictor)))
+        best = srpt(lambda request, done: len(rounds[int(request)]) - done)
+        at_once = replace(workload, arrivals=np.zeros(count))
+        offered = count / float(stream.arrivals[-1])
+        return Simulated(
+            load=offered / full_batches(ended(fcfs(), at_once), self._batch_size),
+            mean_s=float((ended(own, workload) - stream.arrivals).mean()),
+            srpt_s=float((ended(best, workload) - stream.arrivals).mean()),
+        )
 
 
 def mean_drafts(steps: Sequence[StepRecord]) -> int:
