@@ -60,8 +60,8 @@ def test_ratios_are_of_one_stream():
         )
 
     pairs = [
-        Pair(laps_sd_first=False, fcfs=run(2.0), laps_sd=run(1.0)),
-        Pair(laps_sd_first=True, fcfs=run(4.0), laps_sd=run(3.0)),
+        Pair(fcfs=run(2.0), laps_sd=run(1.0)),
+        Pair(fcfs=run(4.0), laps_sd=run(3.0)),
     ]
     result = ReplayResult(settings={}, pairs=pairs)
     assert (result.ratio.low, result.ratio.median, result.ratio.high) == (0.5, 0.625, 0.75)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vllm_kangaroo.bench.replay import Cycle, Served, Stream
+from vllm_kangaroo.bench.feed import Cycle, Served, Stream
 from vllm_kangaroo.bench.replay_model import Model, mean_drafts
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import RequestFacts

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
-from vllm_kangaroo.bench.replay import capacity, poisson, serve, summarise
+from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_in_turns
+from vllm_kangaroo.bench.replay import capacity, poisson, summarise
 from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
 CLASS = "vllm_kangaroo.LapsSdScheduler"
@@ -114,6 +119,32 @@ def test_replay_serves_a_stream_to_the_lengths_of_its_trace(engines: Engines) ->
         assert engine.finish() == {}
     assert run.tokens_per_round > 1.1
     assert capacity(engine.llm, requests, 3) > 0
+
+
+def test_engines_that_take_turns_have_clocks_of_their_own(engines: Engines, tmp_path: Path) -> None:
+    requests = [TraceRequest(chat(QUESTIONS[at]), 10 + 2 * at) for at in range(6)]
+    arrivals = np.array([0.0, 0.0, 0.0, 60.0, 60.0, 60.0])  # nobody waits for that minute
+    stream = Stream(requests, arrivals)
+    log = tmp_path / "steps.jsonl"
+    options = {"laps_sd": EAGER | {"step_log": str(log)}}
+    both = (engines.plain(), laps(engines, "kangaroo", additional_config=options))
+    feeds = [Feed(each.llm, stream, "turns", hints=at == 1) for at, each in enumerate(both)]
+    began = time.monotonic()
+    serve_in_turns(feeds, 0.02)
+    took = time.monotonic() - began
+    assert took < 60.0
+    spent = 0.0
+    for feed, engine in zip(feeds, both, strict=True):
+        served = feed.served
+        assert [sum(each) >= 10 + 2 * at for at, each in enumerate(served.tokens)] == [True] * 6
+        assert (served.ended > arrivals).all()
+        assert (served.ended < arrivals + took).all()
+        spent += sum(cycle.seconds for cycle in served.cycles)
+        assert engine.finish() == {}
+    assert spent <= took, "a clock ran on while the other engine worked"
+    charged = sum(step.seconds for step in read_steps(log))
+    own = sum(cycle.seconds for cycle in feeds[1].served.cycles)
+    assert 0.5 * own < charged < own + 0.1, "requests were charged with the other engine's time"
 
 
 def test_hints_order_requests_and_wrong_ones_are_refused(engines: Engines) -> None:

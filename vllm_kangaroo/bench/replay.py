@@ -1,55 +1,22 @@
-"""The same stream of requests, arriving by the clock, on a real engine under two schedulers."""
+"""The same stream of requests on a real engine under two schedulers."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, computed_field
 
+from vllm_kangaroo.bench.feed import Served, Stream, serve
 from vllm_kangaroo.bench.statistics import Spread
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
 SCHEDULER = "vllm_kangaroo.LapsSdScheduler"
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Requests and the seconds at which they arrive."""
-
-    requests: Sequence[TraceRequest]
-    arrivals: NDArray[np.float64]
-
-
-class Cycle(NamedTuple):
-    """From the end of one engine step, or from its start if the engine had been idle, to the end of the next."""
-
-    seconds: float
-    decoding: int
-    """Requests that got tokens beyond their first."""
-    prompts: int
-    """Requests that got their first token."""
-    prompt_tokens: int
-    kv_tokens: int
-    """Tokens there were before, of all of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What became of a stream on the engine."""
-
-    ended: NDArray[np.float64]
-    """Seconds from the start at which each request had its tokens."""
-    tokens: list[list[int]]
-    """Tokens that each step brought to each request, the first of them from its prompt."""
-    cycles: list[Cycle]
 
 
 class Run(BaseModel):
@@ -81,9 +48,8 @@ class Run(BaseModel):
 
 
 class Pair(BaseModel):
-    """One stream under both schedulers, one after the other."""
+    """One stream under both schedulers, in turns."""
 
-    laps_sd_first: bool
     capacity_requests_per_s: float | None = None
     """Of vLLM's scheduler, measured just before."""
     fcfs: Run
@@ -178,73 +144,3 @@ def summarise(stream: Stream, served: Served) -> Run:
         tokens=sum(got),
         tokens_per_round=(sum(got) - len(got)) / max(rounds, 1),
     )
-
-
-def serve(llm: Any, stream: Stream, name: str, *, hints: bool = False) -> Served:
-    """Feed the engine by the clock until all requests have ended.
-
-    Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
-    knows nothing but a generous ``max_tokens``, and learns nothing from it.
-
-    Args:
-        hints: whether every request says its length, which is the truth.
-    """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    engine = llm.llm_engine
-    most = llm.model_config.max_model_len
-    count = len(stream.requests)
-    ended = np.zeros(count)
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    got = [0] * count
-    following, left = 0, count
-    cycles: list[Cycle] = []
-    start = time.perf_counter()
-    last = 0.0
-    while left:
-        now = time.perf_counter() - start
-        while following < count and stream.arrivals[following] <= now:
-            request = stream.requests[following]
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=most - len(request.prompt_token_ids),
-                ignore_eos=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-                extra_args={"expected_output_tokens": request.output_tokens} if hints else None,
-            )
-            prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
-            engine.add_request(f"{name}-{following}", prompt, params)
-            following += 1
-        if not engine.has_unfinished_requests():
-            time.sleep(max(stream.arrivals[following] - (time.perf_counter() - start), 0.0))
-            last = time.perf_counter() - start
-            continue
-        outputs = engine.step()
-        places = [int(output.request_id.rpartition("-")[2]) for output in outputs]
-        if outputs:  # a step of nothing but unfinished prompts counts with the next
-            now = time.perf_counter() - start
-            cycles.append(_cycle(stream, tokens, places, now - last))
-            last = now
-        for output, at in zip(outputs, places, strict=True):
-            tokens[at].append(len(output.outputs[0].token_ids))
-            got[at] += tokens[at][-1]
-            if not ended[at] and got[at] >= stream.requests[at].output_tokens:
-                ended[at] = time.perf_counter() - start
-                left -= 1
-                if not output.finished:
-                    engine.abort_request([output.request_id])
-    while engine.has_unfinished_requests():
-        engine.step()
-    return Served(ended, tokens, cycles)
-
-
-def _cycle(
-    stream: Stream, tokens: Sequence[Sequence[int]], places: Sequence[int], seconds: float
-) -> Cycle:
-    """The step that brought tokens to the requests of these places, not yet counted among ``tokens``."""
-    prompts = [at for at in places if not tokens[at]]
-    prompt_tokens = sum(len(stream.requests[at].prompt_token_ids) for at in prompts)
-    there = sum(len(stream.requests[at].prompt_token_ids) + sum(tokens[at]) for at in places)
-    return Cycle(seconds, len(places) - len(prompts), len(prompts), prompt_tokens, there)

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 
 from vllm_kangaroo import demo_model
+from vllm_kangaroo.bench.feed import Feed, serve, serve_in_turns
 from vllm_kangaroo.bench.replay import (
     SCHEDULER,
     Pair,
     ReplayResult,
     capacity,
     poisson,
-    serve,
     summarise,
     teach,
     usable,
@@ -29,6 +29,8 @@ from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
 
 MOST_FOR_CAPACITY = 300
 """Requests, evenly spaced, that are served to measure the capacity."""
+TURN_S = 0.5
+"""Seconds for which one engine works before it is the other's turn."""
 
 
 def replay_command(
@@ -39,7 +41,7 @@ def replay_command(
     load: Annotated[float, typer.Option(help="Share of the measured capacity asked for.")] = 0.8,
     batch_size: Annotated[int, typer.Option(min=1, help="max_num_seqs of both engines.")] = 4,
     requests: Annotated[int, typer.Option(min=2, help="Length of the stream.")] = 300,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each scheduler, in turns.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Streams, each fed to both.")] = 2,
     max_tokens: Annotated[
         int | None, typer.Option(help="Leave out longer answers of the trace.")
     ] = None,
@@ -99,11 +101,13 @@ def replay_command(
             rate = capacity(fcfs, sample, batch_size, f"capacity{number}")
             console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
             stream = poisson(later, load * rate, seed + number)
-            order = ["fcfs", "laps_sd"][:: 1 if number % 2 == 0 else -1]
             before = len(read_steps(log))
-            served = {
-                name: serve(engines[name], stream, f"{name}{number}", hints=hints) for name in order
+            feeds = {
+                name: Feed(llm, stream, f"{name}{number}", hints=hints)
+                for name, llm in engines.items()
             }
+            serve_in_turns(list(feeds.values()), TURN_S)
+            served = {name: feed.served for name, feed in feeds.items()}
             drafts = mean_drafts(read_steps(log)[before:])
             runs = {}
             for name, one in served.items():
@@ -114,8 +118,7 @@ def replay_command(
                     "simulated_srpt_s": simulated.srpt_s,
                 }
                 runs[name] = summarise(stream, one).model_copy(update=simulated_figures)
-            first = order[0] == "laps_sd"
-            pair = Pair(laps_sd_first=first, capacity_requests_per_s=rate, **runs)
+            pair = Pair(capacity_requests_per_s=rate, **runs)
             pairs.append(pair)
             console.print(
                 f"mean latency {pair.fcfs.mean_latency_s:.2f} s with vLLM's scheduler, {pair.laps_sd.mean_latency_s:.2f} "

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_kangaroo.bench.replay import Cycle, Served, Stream, full_batches
+from vllm_kangaroo.bench.feed import Cycle, Served, Stream
+from vllm_kangaroo.bench.replay import full_batches
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import HintedLengths, RequestFacts
 from vllm_kangaroo.laps_sd.options import LapsSdOptions
