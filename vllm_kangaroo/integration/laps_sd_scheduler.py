@@ -20,6 +20,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_kangaroo.integration.laps_sd_config import refuse_unsupported, scheduler_options
+from vllm_kangaroo.integration.laps_sd_log import StepLog
 from vllm_kangaroo.integration.laps_sd_metrics import StatsPacker
 from vllm_kangaroo.integration.laps_sd_queue import StagedRequestQueue
 from vllm_kangaroo.integration.laps_sd_room import Room
@@ -27,7 +28,6 @@ from vllm_kangaroo.integration.laps_sd_steps import Scheduled, StepLedger
 from vllm_kangaroo.laps_sd.build import build_policy
 from vllm_kangaroo.laps_sd.lengths import RequestFacts, read_hint
 from vllm_kangaroo.laps_sd.options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord
 
 logger = init_logger("vllm.plugins.kangaroo.laps_sd")
 
@@ -73,7 +73,8 @@ class LapsSdScheduler(Scheduler):
         self._busy = False
         """Whether there was work left after the last results: the engine's time until the next is the next step's."""
         self._stats = StatsPacker(self.laps)
-        self._step_log = Path(options.step_log).expanduser() if options.step_log else None
+        log = options.step_log
+        self._step_log = StepLog(Path(log).expanduser()) if log else None
         self._ledger = StepLedger(self.laps, 1 + self.num_spec_tokens)
         self._allocate_slots = self.kv_cache_manager.allocate_slots
         self._room = Room(self)
@@ -257,24 +258,11 @@ class LapsSdScheduler(Scheduler):
             self._last_output = now
             prompts = self._ledger.take(scheduler_output, model_runner_output, seconds, now)
             if self._step_log is not None:
-                self._log_step(scheduler_output, seconds, step.kv_tokens, prompts)
+                self._step_log.write(scheduler_output, seconds, step.kv_tokens, prompts)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if step is not None:
             self._busy = self.get_num_unfinished_requests() > 0
         return outputs
-
-    def _log_step(self, output: Any, seconds: float, kv_tokens: int, prompts: int) -> None:
-        assert self._step_log is not None
-        record = StepRecord(
-            seconds=max(seconds, 1e-9),
-            requests=len(output.num_scheduled_tokens),
-            tokens=output.total_num_scheduled_tokens,
-            kv_tokens=kv_tokens,
-            drafts=max(map(len, output.scheduled_spec_decode_tokens.values()), default=0),
-            prompt_tokens=prompts,
-        )
-        with self._step_log.open("a") as log:
-            log.write(record.model_dump_json() + "\n")
 
     # KV blocks run out
 
@@ -347,6 +335,8 @@ class LapsSdScheduler(Scheduler):
     def shutdown(self) -> None:
         """As vLLM's, after what has been learnt of lengths is saved."""
         self.laps.save()
+        if self._step_log is not None:
+            self._step_log.close()
         super().shutdown()
 
 
