@@ -3,6 +3,9 @@
 Both schedulers serve the same traffic in turns, with a runner that takes no time: decoding requests with drafts of which
 some are accepted, as many new requests as end, and others waiting. Times are those of ``schedule`` and
 ``update_from_output``.
+
+Lengths vary, so that requests come and go all the time. What requests claim of their lengths makes LAPS-SD pause others
+for them; it has nothing to do with the true lengths, so that both schedulers have as many to start and to end.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import gc
 import random
 import time
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
@@ -26,8 +29,13 @@ from vllm.v1.request import Request, RequestStatus
 from tests.integration.laps_sd_host import make_scheduler
 from vllm_kangaroo import LapsSdScheduler
 
-LONGEST = 200
-"""Tokens after which a request ends."""
+LENGTHS = 80, 240
+"""Output tokens, from and to."""
+CLAIMS = 1, 320
+BURST = 4
+"""Steps after which as many new requests come as have ended: more at a time than there is room for."""
+WARM_UP = 400
+"""Steps."""
 
 
 class Load:
@@ -44,17 +52,24 @@ class Load:
             preemption_gap_s=given.gap,
         )
         self.rng = random.Random(0)
-        self.count = 0
+        self.lengths = random.Random(1)
+        self.ends: dict[str, int] = {}
+        self.count = self.missing = self.steps = 0
         for _ in range(given.running + given.waiting):
             self.add()
-        for _ in range(30):
+        for _ in range(WARM_UP):
             self.step()
 
     def add(self) -> None:
-        params = SamplingParams(temperature=0.0, max_tokens=100_000, ignore_eos=True)
+        name = f"r{self.count}"
+        self.ends[name] = self.lengths.randint(*LENGTHS)
+        claim = {"expected_output_tokens": self.lengths.randint(*CLAIMS)}
+        params = SamplingParams(
+            temperature=0.0, max_tokens=100_000, ignore_eos=True, extra_args=claim
+        )
         params.update_from_generation_config({}, eos_token_id=None)
         request = Request(
-            request_id=f"r{self.count}",
+            request_id=name,
             prompt_token_ids=[5] * 8,
             sampling_params=params,
             pooling_params=None,
@@ -86,15 +101,21 @@ class Load:
         if self.drafts:
             scheduler.update_draft_token_ids(DraftTokenIds(names, [[9] * self.drafts] * len(names)))
         for name in names:
-            if scheduler.requests[name].num_tokens > LONGEST:
+            if scheduler.requests[name].num_output_tokens >= self.ends[name]:
+                del self.ends[name]
                 scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+                self.missing += 1
+        self.steps += 1
+        if self.steps % BURST == 0:
+            for _ in range(self.missing):
                 self.add()
+            self.missing = 0
         return seconds
 
 
 def blocks_of(load: Load, steps: int) -> float:
-    """Milliseconds of a step, the median of many."""
-    return 1e3 * median(load.step() for _ in range(steps))
+    """Milliseconds of a step, the mean of many."""
+    return 1e3 * mean(load.step() for _ in range(steps))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "vllm": Load(Scheduler, given),
         "laps-sd": Load(LapsSdScheduler, given),
     }
+    ours = loads["laps-sd"].scheduler
+    before, ended = ours.pauses, loads["laps-sd"].count
     gc.collect()
     gc.freeze()
     found: dict[str, list[float]] = {name: [] for name in loads}
@@ -122,10 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(
             f"{name}: {median(times):.2f} ms a step ({min(times):.2f} to {max(times):.2f})"
         )
-    ratios = [ours / theirs for theirs, ours in zip(*found.values(), strict=True)]
+    ratios = [one / other for other, one in zip(*found.values(), strict=True)]
+    steps = given.pairs * given.steps
     console.print(
-        f"ratio of pairs: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
-        f"pauses {loads['laps-sd'].scheduler.pauses}"
+        f"ratio of pairs: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); a step of LAPS-SD has "
+        f"{(ours.pauses - before) / steps:.1f} pauses and {(loads['laps-sd'].count - ended) / steps:.1f} ends"
     )
 
 

@@ -30,9 +30,8 @@ def refill(host: Host, requests: int) -> None:
 
 def untold(host: Host, name: str) -> tuple[float, int]:
     """Seconds and tokens of a request that the policy has not heard of yet."""
-    ledger = host.scheduler._ledger
-    seconds, _, tokens, _ = ledger._pending[ledger._slots[name]].tolist()
-    return seconds, int(tokens)
+    one, seconds = host.scheduler._ledger.untold(name)
+    return seconds, one.new_tokens
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
@@ -83,14 +82,47 @@ def test_work_after_a_step_is_bounded_and_nobody_is_left_out(monkeypatch: pytest
     host.drain()
 
 
+def test_requests_that_go_on_as_expected_are_looked_at_a_few_times_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    host = Host(0, drafts=1, blocks=4000, max_num_seqs=64, budget=1024, max_wait_s=100.0)
+    policy, told, placed = host.scheduler.laps, 0, 0
+    account, place = policy.account, policy._place
+
+    def watched(*arguments: Any) -> None:
+        nonlocal told
+        told += 1
+        account(*arguments)
+
+    def watched_place(entry: Any) -> None:
+        nonlocal placed
+        placed += 1
+        place(entry)
+
+    monkeypatch.setattr(policy, "account", watched)
+    monkeypatch.setattr(policy, "_place", watched_place)
+    rounds = 0
+    while host.count < 400 or host.alive:
+        while len(host.alive) < 64 and host.count < 400:
+            host.add([5] * 4, max_tokens=120, hint=120)
+        rounds += len(host.step().num_scheduled_tokens)
+    ended = len(host.ended)
+    assert ended == 400
+    assert told / ended < 12, "prompts, looks and the end"
+    assert told < rounds / 3
+    assert placed <= told + 2 * ended, "places are worked out when they can have changed"
+
+
 def test_a_small_batch_is_looked_at_as_soon_as_the_policy_wants_to():
     host = busy_host(StepLedger.LOOKS)
     for _ in range(60):
         refill(host, StepLedger.LOOKS)
         host.step()
         for name in host.alive:
-            entry, (_, tokens) = host.scheduler.laps.entry(name), untold(host, name)
-            assert not tokens or entry.rounds < entry.look_again
+            entry = host.scheduler.laps.entry(name)
+            one, seconds = host.scheduler._ledger.untold(name)
+            assert not one.rounds or entry.rounds + one.rounds < entry.look_again
+            assert entry.attained + seconds <= entry.sinks_at + 1e-9
 
 
 def test_time_between_steps_is_charged_and_idle_time_is_not():

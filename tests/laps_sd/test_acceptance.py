@@ -47,6 +47,28 @@ def test_mean_and_variance_are_those_of_the_rounds():
     assert np.isclose(found.variance, np.var(rates, ddof=1))
 
 
+def test_rounds_told_together_have_the_same_mean_and_on_average_the_same_variance():
+    rng = np.random.default_rng(2)
+    variances = []
+    for _ in range(400):
+        together = Acceptance()
+        rounds: list[float] = []
+        for size in (4, 1, 7, 3, 9):
+            piece = rng.binomial(3, 0.6, size).astype(float)
+            together.add(float(piece.sum()), WINDOW, SIGMAS, size, least=1.0)
+            rounds += piece.tolist()
+        assert together.seen == len(rounds)
+        assert np.isclose(together.mean, np.mean(rounds))
+        variances.append(together.variance)
+    assert np.isclose(np.mean(variances), 3 * 0.6 * 0.4, rtol=0.1)
+
+
+def test_one_piece_says_nothing_of_how_sure_it_is():
+    found = Acceptance()
+    found.add(20.0, WINDOW, SIGMAS, 2 * WINDOW)
+    assert found.half_width(AcceptancePrior(), WINDOW) == inf
+
+
 def test_a_jump_starts_anew_and_a_steady_rate_does_not():
     steady = [0.5, 0.75, 0.25, 0.5, 0.5, 0.75, 0.25, 0.5] * 8
     assert filled(steady).seen == len(steady)

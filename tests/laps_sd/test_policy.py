@@ -80,6 +80,24 @@ def test_a_running_request_is_not_paused_for_one_of_its_own_queue():
     assert policy.select(1, 0.0) == ["first"]
 
 
+def test_a_host_that_tells_late_is_asked_before_a_request_stops():
+    policy = make(window=2, base_rounds=1.0)
+    policy.add("a", facts(20), 0.0)
+    policy.select(1, 0.0)
+    now = run(policy, "a", 4, 0.0)
+    late = [Progress("a", 0, 15, 0, 15)]
+
+    def catch_up(name: object) -> None:
+        while late:
+            policy.account(late.pop(), 15 * ROUND, now, now + 15 * ROUND)
+
+    policy.catch_up = catch_up
+    policy.add("b", facts(10), now)
+    assert policy.select(1, now) == ["a"], "it was judged by what was known before"
+    assert not late
+    assert policy.entry("a").remaining == pytest.approx(ROUND, rel=0.1)
+
+
 def test_gap_keeps_a_request_running_for_a_small_gain():
     def chosen(gap: float) -> list[object]:
         policy = make(window=2, base_rounds=1.0, preemption_gap_s=gap)

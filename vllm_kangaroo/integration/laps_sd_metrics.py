@@ -6,6 +6,8 @@ as exactly that class. Ours travel in its one open dictionary of counts, and are
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import sub
 from typing import Any
 
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
@@ -20,27 +22,22 @@ class StatsPacker:
 
     def __init__(self, policy: LapsSdPolicy) -> None:
         self._tally = policy.tally
-        self._sent: dict[str, int] = {}
-        self._gauges = [
-            (f"{PREFIX}queue.{queue}.non_perceptible", f"{PREFIX}queue.{queue}.perceptible")
-            for queue in range(len(policy.tally.queued))
-        ]
+        self._sent = (0, 0, 0, 0)
+        self._names = [PREFIX + "paused"]
+        for queue in range(len(policy.tally.queued)):
+            self._names += (
+                f"{PREFIX}queue.{queue}.{state}" for state in ("non_perceptible", "perceptible")
+            )
+        counts = ("pauses", "evictions", "preemptions", "starved")
+        self._names += (f"{PREFIX}count.{name}" for name in counts)
 
     def pack(self, stats: Any, paused: int, pauses: int, evictions: int) -> None:
         """Gauges as they are, counters as what they gained, observations one by one in microseconds."""
         tally = self._tally
         out: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
-        out[PREFIX + "paused"] = paused
-        for names, counts_of_queue in zip(self._gauges, tally.queued, strict=True):
-            out[names[0]], out[names[1]] = counts_of_queue
-        counts = {
-            "pauses": pauses,
-            "evictions": evictions,
-            "preemptions": tally.preemptions,
-            "starved": tally.starved,
-        }
-        for name, value in counts.items():
-            out[f"{PREFIX}count.{name}"] = value - self._sent.get(name, 0)
+        counts = (pauses, evictions, tally.preemptions, tally.starved)
+        gained = map(sub, counts, self._sent)
+        out.update(zip(self._names, (paused, *chain(*tally.queued), *gained), strict=True))
         self._sent = counts
         for at, seconds in enumerate(tally.waits):
             out[f"{PREFIX}wait.{at}"] = int(seconds * MICRO)

@@ -43,6 +43,8 @@ class LapsSdScheduler(Scheduler):
         LapsSdError: for a wrong option, or a configuration it does not serve.
     """
 
+    _ahead = False
+    """Whether steps are scheduled before the results of the last are there."""
     waiting: StagedRequestQueue
     running: list[Request]
     policy: SchedulingPolicy
@@ -75,8 +77,11 @@ class LapsSdScheduler(Scheduler):
         self._stats = StatsPacker(self.laps)
         log = options.step_log
         self._step_log = StepLog(Path(log).expanduser()) if log else None
-        self._ledger = StepLedger(self.laps, 1 + self.num_spec_tokens)
+        self._ledger = StepLedger(self.laps, self.requests, 1 + self.num_spec_tokens)
+        self.laps.catch_up = self._ledger.settle
         self._allocate_slots = self.kv_cache_manager.allocate_slots
+        self._evicts = False
+        """Whether allocation is ours in this step."""
         self._room = Room(self)
 
     # Requests come and go
@@ -131,6 +136,8 @@ class LapsSdScheduler(Scheduler):
             self.laps.remove(name, output_tokens=request.num_output_tokens if ended else None)
 
     def _handle_stopped_request(self, request: Request) -> bool:
+        if request.resumable:  # its answer is about to become prompt
+            self._ledger.settle(request.request_id)
         finished = super()._handle_stopped_request(request)
         if not finished:  # a streaming session waits for more input, among vLLM's own waiting
             self._forget(request)
@@ -186,7 +193,6 @@ class LapsSdScheduler(Scheduler):
         staged = []
         for name in started:
             request = self.requests[str(name)]
-            self._ledger.watch(name)
             if request.status == RequestStatus.RUNNING:
                 del self.paused[request.request_id]
                 self.running.append(request)
@@ -202,21 +208,23 @@ class LapsSdScheduler(Scheduler):
             chosen = len(self.running) + len(staged)
             while self.paused and chosen + len(self.paused) > self.max_num_running_reqs:
                 self._evict_paused()
-        self.kv_cache_manager.allocate_slots = (
-            self._allocate_or_evict if scarce else self._allocate_slots
-        )
+        if scarce != self._evicts:  # vLLM's own method is called faster if nothing hides it
+            self._evicts = scarce
+            if scarce:
+                self.kv_cache_manager.allocate_slots = self._allocate_or_evict
+            else:
+                del self.kv_cache_manager.allocate_slots
         return staged
 
     def _pause(self, request: Request) -> None:
         self.paused[request.request_id] = request
         self.pauses += 1
-        self._ledger.settle(request.request_id)
 
     def _admission(self) -> Any:
         """Whether a request may join the step, beside what the policy wants; None if nothing can hinder one."""
         only_with_kv = self._pause_state != PauseState.UNPAUSED
         lora = self.lora_config
-        if not (only_with_kv or lora or self.paused):
+        if not (only_with_kv or lora or (self._ahead and self.paused)):
             return None
         adapters = {self._adapter(str(name)) for name in self.laps.running} - {0} if lora else set()
 
@@ -261,6 +269,7 @@ class LapsSdScheduler(Scheduler):
                 self._step_log.write(scheduler_output, seconds, step.kv_tokens, prompts)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if step is not None:
+            self._ledger.tell()
             self._busy = self.get_num_unfinished_requests() > 0
         return outputs
 
@@ -342,6 +351,8 @@ class LapsSdScheduler(Scheduler):
 
 class AsyncLapsSdScheduler(LapsSdScheduler, AsyncScheduler):
     """The same where vLLM schedules a step before it has the results of the last."""
+
+    _ahead = True
 
     def _pause(self, request: Request) -> None:
         super()._pause(request)

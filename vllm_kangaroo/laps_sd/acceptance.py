@@ -31,9 +31,11 @@ class AcceptancePrior:
         self.within = 0.0
         self.between = inf
         """Variance of the true means of requests; infinite until enough requests have ended."""
+        self.worth_rounds = 0.0
+        """How many rounds of a request's own the prior is worth: 0 until it knows something."""
 
     def learn(self, rounds: int, mean: float, variance: float) -> None:
-        """Take in one ended request of at least two rounds."""
+        """Take in one ended request whose rounds were seen to vary."""
         self.requests += 1
         weight = 1.0 / min(self.requests, self.MEMORY)
         spread = variance / rounds  # of a mean over that many rounds, by chance alone
@@ -42,55 +44,62 @@ class AcceptancePrior:
         self.within += weight * (variance - self.within)
         if self.requests >= self.ENOUGH:
             self.between = max(self._square - self.mean * self.mean, FLOOR)
-
-    @property
-    def worth_rounds(self) -> float:
-        """How many rounds of a request's own the prior is worth: 0 until it knows something."""
-        return 0.0 if self.between == inf else max(self.within, FLOOR) / self.between
+            self.worth_rounds = max(self.within, FLOOR) / self.between
 
 
 class Acceptance:
-    """Tokens a round of one request, round by round."""
+    """Tokens a round of one request, by pieces: a round, or several told together.
 
-    __slots__ = ("_block_n", "_block_sum", "_square", "_sum", "rounds")
+    The mean is that of all rounds, whatever the pieces. The variance between rounds is worked out from that between
+    pieces, which is as large on average and less certain the fewer they are.
+    """
+
+    __slots__ = ("_block_n", "_block_pieces", "_block_sum", "_square", "_sum", "pieces", "rounds")
 
     def __init__(self) -> None:
         self.rounds = 0
         """Rounds since the mean last drifted, those of the block being filled left out."""
+        self.pieces = 0
+        """In which these and those of the block came."""
         self._sum = 0.0
         self._square = 0.0
         self._block_n = 0
         self._block_sum = 0.0
+        self._block_pieces = 0
 
     def add(
-        self,
-        tokens: float,
-        window: int,
-        drift_sigmas: float,
-        rounds: int = 1,
-        squares: float | None = None,
+        self, tokens: float, window: int, drift_sigmas: float, rounds: int = 1, least: float = FLOOR
     ) -> None:
-        """A round and the tokens it brought; or several, with the sum of the squares of what each brought."""
-        self._square += tokens * tokens if squares is None else squares
+        """A round and the tokens it brought, or several together.
+
+        Args:
+            window: rounds that are compared with those before.
+            drift_sigmas: standard errors by which they may differ.
+            least: variance between rounds that the errors are worked out from, if the request's own is smaller.
+        """
+        self._square += tokens * tokens / rounds
+        self.pieces += 1
+        self._block_pieces += 1
         self._block_sum += tokens
         self._block_n += rounds
         if self._block_n >= window:
-            self._close_block(drift_sigmas)
+            self._close_block(drift_sigmas, least)
 
-    def _close_block(self, drift_sigmas: float) -> None:
+    def _close_block(self, drift_sigmas: float, least: float) -> None:
         size, total = self._block_n, self._block_sum
         drifted = False
         if self.rounds >= size:
-            error = sqrt(max(self.variance, FLOOR) * (1.0 / size + 1.0 / self.rounds))
+            variance = max(self.variance, least)
+            error = sqrt(variance * (1.0 / size + 1.0 / self.rounds))
             drifted = abs(total / size - self._sum / self.rounds) > drift_sigmas * error
         if drifted:
             variance = self.variance
-            self.rounds, self._sum = size, total
-            self._square = size * variance + total * total / size
+            self.rounds, self._sum, self.pieces = size, total, self._block_pieces + 1
+            self._square = self._block_pieces * variance + total * total / size
         else:
             self.rounds += size
             self._sum += total
-        self._block_n, self._block_sum = 0, 0.0
+        self._block_n, self._block_sum, self._block_pieces = 0, 0.0, 0
 
     @property
     def seen(self) -> int:
@@ -105,24 +114,27 @@ class Acceptance:
     @property
     def variance(self) -> float:
         """Between those rounds, never negative."""
-        seen = self.seen
-        if seen < 2:
+        if self.pieces < 2:
             return 1.0
-        mean = (self._sum + self._block_sum) / seen
-        return max(self._square - seen * mean * mean, 0.0) / (seen - 1)
+        total = self._sum + self._block_sum
+        return max(self._square - total * total / self.seen, 0.0) / (self.pieces - 1)
 
     def half_width(self, prior: AcceptancePrior, window: int) -> float:
         """Half the 95 % confidence interval of the mean; infinite while there is too little to say."""
-        seen = self.seen
-        if prior.between < inf:
-            return Z95 / sqrt(1.0 / prior.between + seen / max(prior.within, FLOOR))
-        if seen < window:
-            return inf
-        return Z95 * sqrt(max(self.variance, FLOOR) / seen)
+        precision = self.precision(prior, window)
+        return Z95 / sqrt(precision) if precision else inf
 
-    def rounds_to(self, half_width: float, prior: AcceptancePrior, window: int) -> float:
-        """Further rounds until :meth:`half_width` is that narrow, should they be like those before."""
-        seen, wanted = self.seen, (Z95 / half_width) ** 2  # one over the variance to reach
-        if prior.between < inf:
-            return (wanted - 1.0 / prior.between) * max(prior.within, FLOOR) - seen
-        return max(wanted * max(self.variance, FLOOR), window) - seen
+    def precision(self, prior: AcceptancePrior, window: int) -> float:
+        """One over the variance of the mean; 0 while there is too little to say."""
+        seen = self.rounds + self._block_n
+        if prior.worth_rounds:
+            return (prior.worth_rounds + seen) / max(prior.within, FLOOR)
+        if seen < window or self.pieces < 2:
+            return 0.0
+        return seen / max(self.variance, FLOOR)
+
+    def rounds_to(self, precision: float, prior: AcceptancePrior, window: int) -> float:
+        """Further rounds until :meth:`precision` is above that, should they be like those before."""
+        if prior.worth_rounds:
+            return precision * max(prior.within, FLOOR) - prior.worth_rounds - self.seen
+        return max(precision * max(self.variance, FLOOR), window) - self.seen

@@ -101,17 +101,13 @@ class BinnedLaw:
 
     def remaining(self, done: int) -> float:
         """See :class:`LengthLaw`."""
-        at = bin_of(done + 1)
-        low, high = max(done + 1, EDGES[at]), EDGES[at + 1] - 1
-        part = (
-            self._weights[at] * (high - low + 1) / (EDGES[at + 1] - EDGES[at])
-            if high >= low
-            else 0.0
-        )
+        at, low = bin_of(done + 1), done + 1
+        left = max(EDGES[at + 1] - low, 0)
+        part = self._weights[at] * left / (EDGES[at + 1] - EDGES[at])
         mass = self._tail[at + 1] + part
         if mass <= 1e-9 * self._tail[0]:  # longer than anything seen: as much again
             return float(max(done, 1))
-        return (self._tail_sum[at + 1] + part * (low + high) / 2) / mass - done
+        return (self._tail_sum[at + 1] + part * (low + EDGES[at + 1] - 1) / 2) / mass - done
 
 
 class EmpiricalLengths:

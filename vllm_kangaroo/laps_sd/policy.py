@@ -13,17 +13,17 @@ than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are o
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from operator import attrgetter
 
-from vllm_kangaroo.laps_sd.acceptance import AcceptancePrior
+from vllm_kangaroo.laps_sd.acceptance import FLOOR, Z95, AcceptancePrior
 from vllm_kangaroo.laps_sd.entry import Entry, Key
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
 from vllm_kangaroo.laps_sd.options import LapsSdOptions
-from vllm_kangaroo.laps_sd.queues import ReadyQueue
+from vllm_kangaroo.laps_sd.queues import ReadyQueue, RunningSet
 from vllm_kangaroo.laps_sd.service import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.tally import Tally
 
@@ -36,7 +36,7 @@ class LapsSdPolicy:
     Times are in seconds of one clock of the host's, which never goes back.
     """
 
-    PATIENCE = 0.2
+    PATIENCE = 0.5
     """Share of the rounds that are left, after which a running perceptible request is looked at again."""
 
     def __init__(self, options: LapsSdOptions, predictor: LengthPredictor) -> None:
@@ -46,15 +46,15 @@ class LapsSdPolicy:
         self.prior = AcceptancePrior()
         self.tally = Tally(options.queues)
         self._entries: dict[RequestId, Entry] = {}
-        self._running: list[Entry] = []
-        self._least: Entry | None = None
-        """The least urgent of those that run, where it is known."""
+        self._running = RunningSet()
         self._ready = ReadyQueue()
         self._fronts: deque[tuple[float, Entry]] = deque()
         """Until when a request that had waited long stays at the front, in order of that time."""
         self._arrivals = 0
         self._bounds: list[float] = []
         self._base = 0.0
+        self.catch_up: Callable[[RequestId], None] | None = None
+        """For a host that tells of steps late: called with a running request that may have to stop, to hear of it."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,7 +98,7 @@ class LapsSdPolicy:
             self._ready.discard(entry)
         self.tally.leave(entry)
         acceptance = entry.acceptance
-        if acceptance.seen >= 2:
+        if acceptance.pieces >= 2:
             self.prior.learn(acceptance.seen, acceptance.mean, acceptance.variance)
         if output_tokens is not None:
             self.predictor.learn(entry.facts, output_tokens)
@@ -109,8 +109,7 @@ class LapsSdPolicy:
     ) -> list[RequestId]:
         """The requests to run next, the most urgent first; see :meth:`choose`."""
         self.choose(capacity, now, admissible)
-        self._running.sort(key=_key)
-        return [entry.request_id for entry in self._running]
+        return [entry.request_id for entry in sorted(self._running, key=_key)]
 
     def choose(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
@@ -132,45 +131,28 @@ class LapsSdPolicy:
         refused: list[Entry] = []
         started: list[RequestId] = []
         stopped: list[RequestId] = []
-        ordered = False
-        if len(running) > capacity:
-            running.sort(key=_key)
-            ordered = True
-            for entry in running[capacity:]:
-                self._stop(entry)
-                stopped.append(entry.request_id)
-            del running[capacity:]
-            self._least = None
-        while ready:
-            candidate = ready.top()
-            assert candidate is not None
+        while len(running) > capacity and (least := running.least()) is not None:
+            self._refresh(least)
+            if least is running.least():
+                self._leave(least)
+                ready.push(least)
+                stopped.append(least.request_id)
+        while (candidate := ready.top()) is not None:
             worst = None
             if len(running) >= capacity:
-                if not running:
+                worst = self._weaker(candidate)
+                if worst is None:
                     break
-                if ordered:
-                    worst = self._least = running[-1]
-                elif (worst := self._least) is None:
-                    worst = self._least = max(running, key=_key)
-                if not self._preempts(candidate, worst):
-                    break
-            ready.pop()
+            ready.discard(candidate)
             if admissible is not None and not admissible(candidate.request_id):
                 refused.append(candidate)
                 continue
             if worst is not None:
-                if not ordered:
-                    running.sort(key=_key)
-                    ordered = True
-                running.pop()
-                self._least = None
-                self._stop(worst)
+                self._leave(worst)
+                ready.push(worst)
                 self.tally.preemptions += 1
                 _moves(worst.request_id, stopped, started)
             self._start(candidate, now)
-            if ordered:
-                running.pop()
-                insort(running, candidate, key=_key)
             _moves(candidate.request_id, started, stopped)
         for entry in refused:
             ready.push(entry)
@@ -180,7 +162,6 @@ class LapsSdPolicy:
         """A request chosen by :meth:`select` could not run after all; it goes back to where it was."""
         entry = self._entries[request_id]
         if entry.running:
-            self._leave(entry)
             self._stop(entry)
 
     def adopt(self, request_id: RequestId) -> None:
@@ -207,7 +188,6 @@ class LapsSdPolicy:
         entry = self._entries[request_id]
         entry.prompt_left = tokens
         if entry.running:
-            self._leave(entry)
             self._stop(entry)
         else:
             self._place_again(entry)
@@ -243,9 +223,9 @@ class LapsSdPolicy:
         if one.rounds:
             entry.rounds += one.rounds
             entry.tokens += one.new_tokens
-            squares = one.squares or one.new_tokens * one.new_tokens
+            least = max(self.prior.within, FLOOR)
             entry.acceptance.add(
-                one.new_tokens, options.window, options.drift_sigmas, one.rounds, squares
+                one.new_tokens, options.window, options.drift_sigmas, one.rounds, least
             )
         if entry.running and entry.rounds < entry.look_again and entry.attained <= entry.sinks_at:
             return  # it can hardly have moved
@@ -255,10 +235,8 @@ class LapsSdPolicy:
         if entry.running:
             before = entry.key
             self._place(entry)
-            if entry is not self._least:
-                self._moved(entry)
-            elif entry.key < before:
-                self._least = None
+            if entry.key != before:
+                self._running.moved(entry)
         else:
             self._ready.discard(entry)
             self._place(entry)
@@ -292,6 +270,21 @@ class LapsSdPolicy:
         gap = self.options.preemption_gap_s
         return gap == 0.0 or running.remaining - candidate.remaining > gap
 
+    def _weaker(self, candidate: Entry) -> Entry | None:
+        """The running request that makes room for another, by what is known now; None if there is none."""
+        running = self._running
+        while (worst := running.least()) is not None and self._preempts(candidate, worst):
+            self._refresh(worst)
+            if worst is running.least() and self._preempts(candidate, worst):
+                return worst
+        return None
+
+    def _refresh(self, entry: Entry) -> None:
+        """Place a running request by what is known now."""
+        if self.catch_up is not None:
+            self.catch_up(entry.request_id)
+        self._place_again(entry)
+
     def _start(self, entry: Entry, now: float) -> None:
         self._join(entry)
         if entry.starved:
@@ -300,25 +293,15 @@ class LapsSdPolicy:
 
     def _join(self, entry: Entry) -> None:
         entry.running = True
-        if not self._running:
-            self._least = entry
-        self._running.append(entry)
-        self._moved(entry)
+        self._running.add(entry)
 
     def _leave(self, entry: Entry) -> None:
         entry.running = False
-        self._running.remove(entry)
-        if entry is self._least:
-            self._least = None
-
-    def _moved(self, entry: Entry) -> None:
-        """Keep track of the least urgent of those that run."""
-        if self._least is not None and entry.key > self._least.key:
-            self._least = entry
+        self._running.discard(entry)
 
     def _stop(self, entry: Entry) -> None:
-        entry.running = False
-        self._place(entry)
+        self._refresh(entry)
+        self._leave(entry)
         self._ready.push(entry)
 
     def follow_costs(self) -> None:
@@ -333,33 +316,32 @@ class LapsSdPolicy:
         """Work out state, remaining time, queue and key from what is known now."""
         options, prior, acceptance = self.options, self.prior, entry.acceptance
         was, before = entry.perceptible, entry.queue
-        worth = prior.worth_rounds
-        if worth + entry.rounds > 0.0:
-            per_round = (worth * prior.mean + entry.tokens) / (worth + entry.rounds)
+        known = prior.worth_rounds + entry.rounds
+        if known > 0.0:
+            per_round = (prior.worth_rounds * prior.mean + entry.tokens) / known
         else:
-            per_round = self.costs.tokens_per_round
-        entry.perceptible = (
-            acceptance.half_width(prior, options.window) < options.epsilon * per_round
-        )
+            per_round = prior.mean
+        per_round = max(per_round, 1.0)
+        wanted = (Z95 / (options.epsilon * per_round)) ** 2
+        entry.perceptible = acceptance.precision(prior, options.window) > wanted
         left = min(entry.law.remaining(entry.done), max(entry.facts.max_tokens - entry.done, 1))
+        rounds_left = max(left / per_round, 1.0)
         entry.remaining = (
-            entry.prompt_left * self.costs.per_prompt_token
-            + max(left / max(per_round, 1.0), 1.0) * self.costs.per_round
+            entry.prompt_left * self.costs.per_prompt_token + rounds_left * self.costs.per_round
         )
-        service = entry.remaining if entry.perceptible else entry.attained
         bounds = self._bounds
-        entry.queue = queue = bisect_left(bounds, service)
         if entry.perceptible:
-            entry.look_again = entry.rounds + max(
-                1, int(left / max(per_round, 1.0) * self.PATIENCE)
-            )
+            queue = bisect_left(bounds, entry.remaining)
+            entry.look_again = entry.rounds + max(1, int(rounds_left * self.PATIENCE))
             entry.sinks_at = inf
         else:
-            missing = acceptance.rounds_to(options.epsilon * per_round, prior, options.window)
+            queue = bisect_left(bounds, entry.attained)
+            missing = acceptance.rounds_to(wanted, prior, options.window)
             entry.look_again = entry.rounds + max(1, int(min(missing / 2, 2 * options.window)))
             entry.sinks_at = bounds[queue] if queue < len(bounds) else inf
             if not bounds:  # no cost has been measured yet
                 entry.look_again = entry.rounds
+        entry.queue = queue
         if was != entry.perceptible or before != queue:
             self.tally.shift(entry, before, was)
         if entry.perceptible and entry.estimate is None and entry.rounds:

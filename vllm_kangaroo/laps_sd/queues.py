@@ -1,18 +1,19 @@
-"""Requests that are ready and not running, the one to run next on top: O(log n) an event."""
+"""Requests in order, O(log n) an event: those that are ready, the next one on top, and those that run, the last on top.
+
+Entries that leave or change are not looked for: their version moves on, and what is out of date is dropped when it
+comes to the top, or when it is more than half of all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
 from vllm_kangaroo.laps_sd.entry import Entry, Key
 
 
 class ReadyQueue:
-    """All queues and priority classes in one heap of their keys, and a second heap of waiting times.
-
-    Entries that leave or change are not looked for: their version moves on, and what is out of date is dropped when it
-    comes to the top, or when it is more than half of all.
-    """
+    """All queues and priority classes in one heap of their keys, and a second heap of waiting times."""
 
     def __init__(self) -> None:
         self._by_key: list[tuple[Key, int, Entry]] = []
@@ -51,18 +52,56 @@ class ReadyQueue:
             heappop(heap)
         return None
 
-    def pop(self) -> Entry | None:
-        """The first in order, taken out."""
-        entry = self.top()
-        if entry is not None:
-            self.discard(entry)
-        return entry
-
     def longest_waiting(self) -> Entry | None:
         """The one that has waited longest among those not yet at the front for it; left in."""
         heap = self._by_wait
         while heap:
             _, _, version, entry = heap[0]
+            if version == entry.version:
+                return entry
+            heappop(heap)
+        return None
+
+
+class RunningSet:
+    """Requests that run, in a heap of their keys turned round."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Entry, None] = {}
+        self._by_key: list[tuple[Key, int, Entry]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Put in a request that is not in, under its present key."""
+        self._entries[entry] = None
+        self.moved(entry)
+
+    def moved(self, entry: Entry) -> None:
+        """The key of a request that is in has changed."""
+        entry.version += 1
+        heap = self._by_key
+        if len(heap) > 2 * len(self._entries) + 64:
+            heap[:] = [item for item in heap if item[1] == item[2].version]
+            heapify(heap)
+        priority, queue, state, remaining, number = entry.key
+        turned = (-priority, -queue, -state, -remaining, -number)
+        heappush(heap, (turned, entry.version, entry))
+
+    def discard(self, entry: Entry) -> None:
+        """Take out a request that is in."""
+        del self._entries[entry]
+        entry.version += 1
+
+    def least(self) -> Entry | None:
+        """The least urgent, left in; None if there is none."""
+        heap = self._by_key
+        while heap:
+            _, version, entry = heap[0]
             if version == entry.version:
                 return entry
             heappop(heap)

@@ -23,21 +23,18 @@ class Progress(NamedTuple):
     """Decoding rounds: passes that verified drafts, or produced a token without any."""
     drafted: int = 0
     new_tokens: int = 0
-    squares: int = 0
-    """Sum of the squares of the tokens that each of those rounds brought, where they are more than one."""
 
 
 class CostAverages:
     """Seconds charged per decoding round and per prompt token, as moving averages."""
 
-    __slots__ = ("_decoded", "_prefilled", "per_prompt_token", "per_round", "tokens_per_round")
+    __slots__ = ("_decoded", "_prefilled", "per_prompt_token", "per_round")
 
     WEIGHT = 0.01
 
     def __init__(self) -> None:
         self.per_round = 0.0
         self.per_prompt_token = 0.0
-        self.tokens_per_round = 1.0
         self._decoded = 0
         self._prefilled = 0
 
@@ -52,7 +49,7 @@ class CostAverages:
             total += one.prompt_tokens + one.rounds + one.drafted
         rate = seconds / total if total else 0.0
         shares = []
-        decode_s, rounds, tokens, prompt = 0.0, 0, 0, 0
+        decode_s, rounds, prompt = 0.0, 0, 0
         for one in step:
             positions = one.rounds + one.drafted
             shares.append(rate * (one.prompt_tokens + positions))
@@ -60,25 +57,22 @@ class CostAverages:
             if one.rounds:
                 decode_s += rate * positions
                 rounds += one.rounds
-                tokens += one.new_tokens
-        self.observe(rate, decode_s, rounds, tokens, prompt)
+        self.observe(rate, decode_s, rounds, prompt)
         return shares
 
-    def observe(self, rate: float, decode_s: float, rounds: int, tokens: int, prompt: int) -> None:
+    def observe(self, rate: float, decode_s: float, rounds: int, prompt: int) -> None:
         """Take a step into the averages.
 
         Args:
             rate: seconds per position.
             decode_s: seconds of all rounds together.
             rounds: how many they were.
-            tokens: that they brought.
             prompt: prompt tokens in the step.
         """
         if rounds:
             self._decoded += 1
             weight = max(1.0 / self._decoded, self.WEIGHT)
             self.per_round += weight * (decode_s / rounds - self.per_round)
-            self.tokens_per_round += weight * (tokens / rounds - self.tokens_per_round)
         if prompt:
             self._prefilled += 1
             weight = max(1.0 / self._prefilled, self.WEIGHT)

@@ -61,8 +61,7 @@ class _Stream:
         tokens = min(total + count, self.lengths[request] - self.done[request])
         self.done[request] += tokens
         self.kv[request] += total + count
-        squares = sum([(each + 1) ** 2 for each in accepted]) if count > 1 else 0
-        return Progress(request, 0, count, self.drafts * count, tokens, squares)
+        return Progress(request, 0, count, self.drafts * count, tokens)
 
     def ended(self, request: int) -> bool:
         return not self.prompt_left[request] and self.at[request] >= len(self.rounds[request])
