@@ -26,6 +26,9 @@ LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 
 
+MEASURED = Acceptance()
+
+
 def simulate(
     load: Annotated[float, typer.Option(help="Share of the engine's capacity asked for.")] = 0.8,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that run at a time.")] = 1,
@@ -48,8 +51,12 @@ def simulate(
     steps: Annotated[
         Path | None, typer.Option(help="Step log of a real engine, to fit the time of a step to.")
     ] = None,
-    drafts: Annotated[int, typer.Option(min=0, help="Drafts per round; 0 for no speculation.")] = 2,
-    acceptance: Annotated[float, typer.Option(help="Mean chance that a draft is accepted.")] = 0.64,
+    drafts: Annotated[
+        int, typer.Option(min=0, help="Drafts per round; 0 for no speculation.")
+    ] = MEASURED.drafts,
+    acceptance: Annotated[
+        float, typer.Option(help="Mean chance that a draft is accepted.")
+    ] = MEASURED.mean,
     max_wait_s: Annotated[float | None, typer.Option(help="As in the scheduler's options.")] = None,
     stride: Annotated[
         int, typer.Option(min=1, help="Most rounds between decisions while nobody comes or goes.")

@@ -30,14 +30,13 @@ from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload, make_
 
 POLICIES = ("fcfs", "sjf", "las", "laps-sd", "srpt")
 DEMO_STEP_TIME = StepTime(
-    fixed=8.4e-3,
-    per_token=1.03e-4,
-    per_kv=5.8e-7,
-    per_request=3.2e-4,
-    draft=5.5e-5,
-    draft_per_request=7.9e-6,
+    fixed=6.0e-3,
+    per_token=1.2e-5,
+    per_prompt_token=7.3e-5,
+    per_request=7.1e-4,
+    draft_per_request=1.9e-5,
 )
-"""Fitted to 4327 steps of the demo model with Kangaroo on two CPU cores, batches of up to 4."""
+"""Fitted to 4067 steps of the demo model with Kangaroo, eager, on one CPU core, batches of up to 16."""
 
 
 class SimulationSettings(BaseModel):
