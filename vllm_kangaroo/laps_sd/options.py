@@ -72,7 +72,8 @@ class LapsSdOptions(BaseModel):
         gt=0.0,
         description="A request that has waited this many seconds since it last ran goes to the front of its priority "
         "class. It is a bound and no tuning of the tail: where much of the queue has waited that long, requests are "
-        "served in order of arrival, and the gain is lost. In simulation at load 0.95 requests took up to 1.8 times as long with 60 s.",
+        "served in order of arrival, and the gain is lost. In simulation at load 0.95 requests took up to 1.8 times "
+        "as long with 60 s.",
     )
     front_s: float = Field(
         default=2.0,
