@@ -15,10 +15,12 @@ def slow_script(trainer: str) -> str:
     """``train`` as a script of ``python -c``, with pauses between steps; ``trainer`` is ``module.Class``."""
     module, name = trainer.rsplit(".", 1)
     return f"""
+import signal
 import time
 from vllm_kangaroo.training.cli import train_app
 from vllm_kangaroo.training.{module} import {name}
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored, and its children
 step = {name}.step
 {name}.step = lambda trainer: (time.sleep({PAUSE}), step(trainer))
 train_app()
