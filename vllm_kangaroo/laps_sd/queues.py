@@ -1,23 +1,55 @@
-"""Requests in order, O(log n) an event: those that are ready, the next one on top, and those that run, the last on top.
-
-Entries that leave or change are not looked for: their version moves on, and what is out of date is dropped when it
-comes to the top, or when it is more than half of all.
-"""
+"""Requests in order, O(log n) an event: those that are ready, the next one on top, and those that run, the last on top."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from typing import Any
 
-from vllm_kangaroo.laps_sd.entry import Entry, Key
+from vllm_kangaroo.laps_sd.entry import Entry
+
+
+class _LazyHeap:
+    """Requests by a key, the smallest on top.
+
+    Entries that leave or change are not looked for: their version moves on, and what is out of date is dropped when it
+    comes to the top, or when it is more than half of all.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[tuple[Any, int, Entry]] = []
+
+    def __len__(self) -> int:
+        """Those out of date are counted."""
+        return len(self._items)
+
+    def push(self, key: Any, entry: Entry) -> None:
+        """Under the entry's present version; ``key`` is a tuple that no other entry has."""
+        heappush(self._items, (key, entry.version, entry))
+
+    def top(self) -> Entry | None:
+        """The first, left in; None if there is none."""
+        items = self._items
+        while items:
+            _, version, entry = items[0]
+            if version == entry.version:
+                return entry
+            heappop(items)
+        return None
+
+    def trim(self, live: int) -> None:
+        """Drop what is out of date if it is more than half; ``live`` entries are not."""
+        if len(self._items) > 2 * live + 64:
+            self._items = [item for item in self._items if item[1] == item[2].version]
+            heapify(self._items)
 
 
 class ReadyQueue:
     """All queues and priority classes in one heap of their keys, and a second heap of waiting times."""
 
     def __init__(self) -> None:
-        self._by_key: list[tuple[Key, int, Entry]] = []
-        self._by_wait: list[tuple[float, int, int, Entry]] = []
+        self._by_key = _LazyHeap()
+        self._by_wait = _LazyHeap()
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -27,40 +59,24 @@ class ReadyQueue:
         """Put in a request that is not in, under its present key."""
         entry.version += 1
         self._waiting += 1
-        heappush(self._by_key, (entry.key, entry.version, entry))
+        self._by_key.push(entry.key, entry)
         if not entry.starved:
-            heappush(self._by_wait, (entry.last_ran, entry.number, entry.version, entry))
+            self._by_wait.push((entry.last_ran, entry.number), entry)
 
     def discard(self, entry: Entry) -> None:
         """Take out a request that is in."""
         entry.version += 1
         self._waiting -= 1
-        if len(self._by_key) > 2 * self._waiting + 64:
-            self._by_key = [item for item in self._by_key if item[1] == item[2].version]
-            heapify(self._by_key)
-        if len(self._by_wait) > 2 * self._waiting + 64:
-            self._by_wait = [item for item in self._by_wait if item[2] == item[3].version]
-            heapify(self._by_wait)
+        self._by_key.trim(self._waiting)
+        self._by_wait.trim(self._waiting)
 
     def top(self) -> Entry | None:
         """The first in order, left in; None if there is none."""
-        heap = self._by_key
-        while heap:
-            _, version, entry = heap[0]
-            if version == entry.version:
-                return entry
-            heappop(heap)
-        return None
+        return self._by_key.top()
 
     def longest_waiting(self) -> Entry | None:
         """The one that has waited longest among those not yet at the front for it; left in."""
-        heap = self._by_wait
-        while heap:
-            _, _, version, entry = heap[0]
-            if version == entry.version:
-                return entry
-            heappop(heap)
-        return None
+        return self._by_wait.top()
 
 
 class RunningSet:
@@ -68,7 +84,7 @@ class RunningSet:
 
     def __init__(self) -> None:
         self._entries: dict[Entry, None] = {}
-        self._by_key: list[tuple[Key, int, Entry]] = []
+        self._by_key = _LazyHeap()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -84,13 +100,9 @@ class RunningSet:
     def moved(self, entry: Entry) -> None:
         """The key of a request that is in has changed."""
         entry.version += 1
-        heap = self._by_key
-        if len(heap) > 2 * len(self._entries) + 64:
-            heap[:] = [item for item in heap if item[1] == item[2].version]
-            heapify(heap)
+        self._by_key.trim(len(self._entries))
         priority, queue, state, remaining, number = entry.key
-        turned = (-priority, -queue, -state, -remaining, -number)
-        heappush(heap, (turned, entry.version, entry))
+        self._by_key.push((-priority, -queue, -state, -remaining, -number), entry)
 
     def discard(self, entry: Entry) -> None:
         """Take out a request that is in."""
@@ -99,10 +111,4 @@ class RunningSet:
 
     def least(self) -> Entry | None:
         """The least urgent, left in; None if there is none."""
-        heap = self._by_key
-        while heap:
-            _, version, entry = heap[0]
-            if version == entry.version:
-                return entry
-            heappop(heap)
-        return None
+        return self._by_key.top()
