@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.laps_sd_host import Host
 from vllm_kangaroo.integration.laps_sd_steps import StepLedger
+from vllm_kangaroo.laps_sd.service import Progress
 
 MANY = 6 * StepLedger.LOOKS
 
@@ -28,9 +29,16 @@ def refill(host: Host, requests: int) -> None:
         host.add([5] * (1 + host.count % 20), max_tokens=200)
 
 
+def untold_progress(host: Host, name: str) -> tuple[Progress, float]:
+    """What a request did, and seconds, that the policy has not heard of yet."""
+    ledger = host.scheduler._ledger
+    account = ledger._accounts.get(name)
+    return ledger._untold(account) if account and account.joined else (Progress(name), 0.0)
+
+
 def untold(host: Host, name: str) -> tuple[float, int]:
     """Seconds and tokens of a request that the policy has not heard of yet."""
-    one, seconds = host.scheduler._ledger.untold(name)
+    one, seconds = untold_progress(host, name)
     return seconds, one.new_tokens
 
 
@@ -120,7 +128,7 @@ def test_a_small_batch_is_looked_at_as_soon_as_the_policy_wants_to():
         host.step()
         for name in host.alive:
             entry = host.scheduler.laps.entry(name)
-            one, seconds = host.scheduler._ledger.untold(name)
+            one, seconds = untold_progress(host, name)
             assert not one.rounds or entry.rounds + one.rounds < entry.look_again
             assert entry.attained + seconds <= entry.sinks_at + 1e-9
 

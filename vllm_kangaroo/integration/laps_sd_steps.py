@@ -200,12 +200,8 @@ class StepLedger:
             self._part(name, account)
             self._names = []
 
-    def untold(self, name: RequestId) -> tuple[Progress, float]:
-        """What a request did, and the seconds charged for it, since the policy was last told."""
-        account = self._accounts.get(name)
-        return self._untold(account) if account and account.joined else (Progress(name), 0.0)
-
     def _untold(self, account: _Account) -> tuple[Progress, float]:
+        """What a request did, and the seconds charged for it, since the policy was last told."""
         request, prompt, rounds = account.request, account.prompt, 0
         if account.answering:
             rounds = self._rounds - account.rounds - account.idle_rounds
