@@ -128,7 +128,7 @@ def test_engines_that_take_turns_have_clocks_of_their_own(engines: Engines, tmp_
     log = tmp_path / "steps.jsonl"
     options = {"laps_sd": EAGER | {"step_log": str(log)}}
     both = (engines.plain(), laps(engines, "kangaroo", additional_config=options))
-    feeds = [Feed(each.llm, stream, "turns", hints=at == 1) for at, each in enumerate(both)]
+    feeds = [Feed(each.llm, stream, "turns") for each in both]
     began = time.monotonic()
     serve_in_turns(feeds, 0.02)
     took = time.monotonic() - began
@@ -145,6 +145,18 @@ def test_engines_that_take_turns_have_clocks_of_their_own(engines: Engines, tmp_
     charged = sum(step.seconds for step in read_steps(log))
     own = sum(cycle.seconds for cycle in feeds[1].served.cycles)
     assert 0.5 * own < charged < own + 0.1, "requests were charged with the other engine's time"
+
+
+def test_requests_of_a_stream_say_their_lengths_if_they_are_to(engines: Engines) -> None:
+    requests = [TraceRequest(chat(QUESTIONS[at]), 10 + 2 * at) for at in range(3)]
+    engine = laps(engines, "kangaroo")
+    policy = engine.core.scheduler.laps
+    for hints, expected in ((True, {10, 12, 14}), (False, {None})):
+        feed = Feed(engine.llm, Stream(requests, np.zeros(3)), f"hints-{hints}", hints=hints)
+        feed.run(1e-9)  # one step
+        assert {policy.entry(name).facts.hint for name in policy.running} == expected
+        feed.run(float("inf"))
+        assert engine.finish() == {}
 
 
 def test_hints_order_requests_and_wrong_ones_are_refused(engines: Engines) -> None:

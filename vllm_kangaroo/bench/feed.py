@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_kangaroo.integration.turns import go_on, hold
+from vllm_kangaroo.laps_sd.lengths import HINT_KEY
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
 
@@ -61,23 +63,19 @@ class Feed:
     """
 
     def __init__(self, llm: Any, stream: Stream, name: str, *, hints: bool = False) -> None:
+        self.llm = llm
         self._engine = llm.llm_engine
         self._longest = llm.model_config.max_model_len
         self._stream = stream
         self._name = name
         self._hints = hints
         count = len(stream.requests)
-        self._served = Served(np.zeros(count), [[] for _ in range(count)], [])
+        self.served = Served(np.zeros(count), [[] for _ in range(count)], [])
         self._got = [0] * count
         self._following, self._left = 0, count
         self._clock = 0.0
         self._last = 0.0
         """When the last step that brought anything ended."""
-
-    @property
-    def served(self) -> Served:
-        """So far."""
-        return self._served
 
     @property
     def done(self) -> bool:
@@ -112,9 +110,7 @@ class Feed:
                 ignore_eos=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
-                extra_args={"expected_output_tokens": request.output_tokens}
-                if self._hints
-                else None,
+                extra_args={HINT_KEY: request.output_tokens} if self._hints else None,
             )
             prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
             self._engine.add_request(f"{self._name}-{self._following}", prompt, params)
@@ -122,7 +118,7 @@ class Feed:
 
     def _step(self, offset: float) -> None:
         """One engine step; ``offset`` is the engine's clock less that of the process."""
-        ended, tokens, cycles = self._served.ended, self._served.tokens, self._served.cycles
+        ended, tokens, cycles = self.served.ended, self.served.tokens, self.served.cycles
         outputs = self._engine.step()
         places = [int(output.request_id.rpartition("-")[2]) for output in outputs]
         now = offset + time.perf_counter()
@@ -140,19 +136,11 @@ class Feed:
 
     def _cycle(self, places: Sequence[int], seconds: float) -> Cycle:
         """The step that brought tokens to the requests of these places, not yet counted among those served."""
-        requests, tokens = self._stream.requests, self._served.tokens
+        requests, tokens = self._stream.requests, self.served.tokens
         prompts = [at for at in places if not tokens[at]]
         prompt_tokens = sum(len(requests[at].prompt_token_ids) for at in prompts)
         there = sum(len(requests[at].prompt_token_ids) + self._got[at] for at in places)
         return Cycle(seconds, len(places) - len(prompts), len(prompts), prompt_tokens, there)
-
-    def hold(self) -> None:
-        """Let the engine know that time passes which is nobody's."""
-        self._engine.engine_core.engine_core.pause_scheduler("keep", clear_cache=False)
-
-    def go_on(self) -> None:
-        """After :meth:`hold`."""
-        self._engine.engine_core.engine_core.resume_scheduler()
 
 
 def serve(llm: Any, stream: Stream, name: str, *, hints: bool = False) -> Served:
@@ -169,12 +157,12 @@ def serve_in_turns(feeds: Sequence[Feed], turn_s: float) -> None:
     more, from one half minute to the next, than the schedulers differ by.
     """
     for feed in feeds:
-        feed.hold()
+        hold(feed.llm)
     while not all(feed.done for feed in feeds):
         for feed in feeds:
             if not feed.done:
-                feed.go_on()
+                go_on(feed.llm)
                 feed.run(turn_s)
-                feed.hold()
+                hold(feed.llm)
     for feed in feeds:
-        feed.go_on()
+        go_on(feed.llm)

@@ -95,29 +95,25 @@ def replay_command(
             serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
         model_of = Model(batch_size, max_model_len, knowledge, hints=hints)
         pairs = []
+        known = len(read_steps(log))
         for number in range(rounds):
             # Anew for each pair: the load would drift with the machine.
             sample = later[:: -(-requests // MOST_FOR_CAPACITY)]
             rate = capacity(fcfs, sample, batch_size, f"capacity{number}")
             console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
             stream = poisson(later, load * rate, seed + number)
-            before = len(read_steps(log))
             feeds = {
                 name: Feed(llm, stream, f"{name}{number}", hints=hints)
                 for name, llm in engines.items()
             }
             serve_in_turns(list(feeds.values()), TURN_S)
             served = {name: feed.served for name, feed in feeds.items()}
-            drafts = mean_drafts(read_steps(log)[before:])
+            steps = read_steps(log)
+            drafts, known = mean_drafts(steps[known:]), len(steps)
             runs = {}
             for name, one in served.items():
                 simulated = model_of.of(name, stream, one, drafts)
-                simulated_figures = {
-                    "load": simulated.load,
-                    "simulated_mean_s": simulated.mean_s,
-                    "simulated_srpt_s": simulated.srpt_s,
-                }
-                runs[name] = summarise(stream, one).model_copy(update=simulated_figures)
+                runs[name] = summarise(stream, one).model_copy(update=simulated._asdict())
             pair = Pair(capacity_requests_per_s=rate, **runs)
             pairs.append(pair)
             console.print(

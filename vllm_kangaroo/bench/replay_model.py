@@ -24,14 +24,11 @@ from vllm_kangaroo.laps_sd.simulator.workload import Workload
 
 
 class Simulated(NamedTuple):
-    """What the simulator makes of a run."""
+    """What the simulator makes of a run: fields of `Run`, where they are explained."""
 
     load: float
-    """Share of the capacity of full batches that the stream asked for."""
-    mean_s: float
-    """Latency under the run's own policy."""
-    srpt_s: float
-    """Mean latency with the shortest true remaining time first."""
+    simulated_mean_s: float
+    simulated_srpt_s: float
 
 
 class Model:
@@ -85,8 +82,8 @@ class Model:
         offered = count / float(stream.arrivals[-1])
         return Simulated(
             load=offered / full_batches(ended(fcfs(), at_once), self._batch_size),
-            mean_s=float((ended(own, workload) - stream.arrivals).mean()),
-            srpt_s=float((ended(best, workload) - stream.arrivals).mean()),
+            simulated_mean_s=float((ended(own, workload) - stream.arrivals).mean()),
+            simulated_srpt_s=float((ended(best, workload) - stream.arrivals).mean()),
         )
 
 
