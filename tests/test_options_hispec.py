@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.ladder.test_adapter import make_adapter, make_config
-from vllm_kangaroo.ladder.adapter import save_adapter
+from tests.adapters.test_reference import make_adapter, make_config
+from vllm_kangaroo.adapters.reference import save_adapter
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 TARGET = TargetShape(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vllm_kangaroo.laps_sd.options import LapsSdOptions
+from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.options import OPTIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"

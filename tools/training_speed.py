@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from vllm_kangaroo.demo import demo_model_path
-from vllm_kangaroo.training.adapter_trainer import AdapterTrainer
-from vllm_kangaroo.training.options import AdapterTrainingOptions
-from vllm_kangaroo.training.target import Target
-from vllm_kangaroo.training.windows import Windows
+from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
+from vllm_kangaroo.training.data.windows import Windows
+from vllm_kangaroo.training.run.target import Target
 
 Step = Callable[[], None]
 ALONE = "step, model's distribution"

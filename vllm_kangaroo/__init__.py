@@ -8,23 +8,40 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LapsSdScheduler", "__version__", "demo_adapter", "demo_model"]
+__all__ = [
+    "LapsSdScheduler",
+    "__version__",
+    "demo_adapter",
+    "demo_model",
+    "tiny_adapter",
+    "tiny_model",
+]
 
 
 def __getattr__(name: str) -> Any:
     """``LapsSdScheduler``, which needs vLLM, is imported when it is asked for."""
     if name == "LapsSdScheduler":
-        from vllm_kangaroo.integration.laps_sd_scheduler import LapsSdScheduler
+        from vllm_kangaroo.integration.laps_sd.scheduler import LapsSdScheduler
 
         return LapsSdScheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def demo_model() -> str:
-    """Path of the embedded demo model, a Hugging Face Llama checkpoint vLLM can serve."""
+def tiny_model() -> str:
+    """Path of the embedded 5.5 M-parameter Llama, for tests and for where there is no network."""
     return str(Path(__file__).parent / "demo" / "model")
 
 
-def demo_adapter() -> str:
-    """Path of the Kangaroo adapter trained for the embedded demo model."""
+def tiny_adapter() -> str:
+    """Path of the Kangaroo adapter trained for :func:`tiny_model`."""
     return str(Path(__file__).parent / "demo" / "model" / "kangaroo_adapter")
+
+
+def demo_model() -> str:
+    """Path of the model that demo and benchmarks serve by default, which vLLM can load."""
+    return tiny_model()
+
+
+def demo_adapter() -> str:
+    """Path of the Kangaroo adapter trained for :func:`demo_model`."""
+    return tiny_adapter()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig
+from vllm_kangaroo.adapters.config import AdapterConfig
 
 SAMPLE_METHOD = (
     "How sampled requests are drafted for: `greedy` takes the likeliest token; `probabilistic` draws from the exit's "

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from vllm_kangaroo import environment
-from vllm_kangaroo.training.answering import answer_lines
+from vllm_kangaroo.training.adapter.answering import answer_lines
 
 
 def main(

@@ -37,10 +37,10 @@ def exits(model: Path, held_out: Path, windows: int) -> Table:
     import torch
     from torch.nn import functional
 
-    from vllm_kangaroo.training.documents import read_documents
-    from vllm_kangaroo.training.target import Target
-    from vllm_kangaroo.training.training_data import load_tokenizer
-    from vllm_kangaroo.training.windows import Windows, pack
+    from vllm_kangaroo.training.data.documents import read_documents
+    from vllm_kangaroo.training.data.training_data import load_tokenizer
+    from vllm_kangaroo.training.data.windows import Windows, pack
+    from vllm_kangaroo.training.run.target import Target
 
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     target = Target.load(str(model), range(1, layers), torch.float32, "cpu")

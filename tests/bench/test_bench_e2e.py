@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_kangaroo.bench.results import BenchResult
+from vllm_kangaroo.bench.bench_results import BenchResult
 
 QUESTIONS = [
     ("writing", "Can you find me a bus to San Francisco?"),

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
+from vllm_kangaroo.bench.bench_results import Speed
 from vllm_kangaroo.bench.engines import EngineSettings, engine
 from vllm_kangaroo.bench.generation import Generation, generate, sampling
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, encode
-from vllm_kangaroo.bench.results import Speed
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
 from vllm_kangaroo.bench.summary import equality
 
@@ -20,7 +20,7 @@ PROMPT = Prompt.of_text("bus", "Can you find me a bus to San Francisco?")
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[Any]:
-    with engine(EngineSettings(model=demo_model(), dtype="float32", eager=True)) as running:
+    with engine(EngineSettings(model=tiny_model(), dtype="float32", eager=True)) as running:
         yield running
 
 

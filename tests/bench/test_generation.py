@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from vllm_kangaroo.bench.bench_results import Round, Speed
 from vllm_kangaroo.bench.generation import Generation
-from vllm_kangaroo.bench.results import Round, Speed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench.prompts import (
     DEMO_PROMPTS,
     Prompt,
@@ -91,13 +91,13 @@ def test_choice_is_as_even_as_can_be(sizes: list[int], count: int):
 
 
 def test_chat_template_ends_where_the_answer_begins():
-    tokenizer = AutoTokenizer.from_pretrained(demo_model())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     token_ids = encode(tokenizer, Prompt.of_text("one", "Hello there."))
     assert tokenizer.decode(token_ids) == "<|bos|><|user|>\nHello there.\n<|assistant|>\n"
 
 
 def test_model_without_chat_template_is_refused():
-    tokenizer = AutoTokenizer.from_pretrained(demo_model())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     tokenizer.chat_template = None
     with pytest.raises(PromptError, match="chat template"):
         encode(tokenizer, Prompt.of_text("one", "Hello there."))

@@ -5,11 +5,11 @@ import io
 from rich.console import Console
 
 from vllm_kangaroo.bench import summary
+from vllm_kangaroo.bench.bench_results import BenchResult, Divergence, Setup, Speed
 from vllm_kangaroo.bench.generation import Generation
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.prompts import Prompt
 from vllm_kangaroo.bench.report import print_result
-from vllm_kangaroo.bench.results import BenchResult, Divergence, Setup, Speed
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
 from vllm_kangaroo.provenance import of_measurement

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_kangaroo.bench.bench_results import RunSetup, Speed
 from vllm_kangaroo.bench.heatmap import draw
 from vllm_kangaroo.bench.ladder_cost import LadderCost
-from vllm_kangaroo.bench.results import RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
 from vllm_kangaroo.bench.sweep import (
     SINGLE_LAYER,

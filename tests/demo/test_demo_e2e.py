@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.demo.results import DemoResult
+from vllm_kangaroo.demo.demo_results import DemoResult
 
 PROMPTS = (
     "Can you find me a bus to San Francisco?",

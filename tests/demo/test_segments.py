@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.demo.results import Segment
+from vllm_kangaroo.demo.demo_results import Segment
 from vllm_kangaroo.demo.segments import INCOMPLETE, pieces, segments
 
-tokenizer = AutoTokenizer.from_pretrained(demo_model())
+tokenizer = AutoTokenizer.from_pretrained(tiny_model())
 
 
 def decode(token_ids: list[int]) -> str:

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.bench.results import Divergence, RunSetup, Speed
+from vllm_kangaroo.bench.bench_results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
-from vllm_kangaroo.demo.results import DemoResult, MethodOutput, PromptResult, Segment
+from vllm_kangaroo.demo.demo_results import DemoResult, MethodOutput, PromptResult, Segment
 from vllm_kangaroo.demo.view import COLOURS, answer, closing, legend, save_picture
 from vllm_kangaroo.provenance import of_measurement
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from vllm_kangaroo import demo_model
-from vllm_kangaroo.ladder.adapter import KangarooAdapter, norm_fingerprint, save_adapter
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig, TargetInfo
+from vllm_kangaroo import tiny_model
+from vllm_kangaroo.adapters.config import AdapterConfig, TargetInfo
+from vllm_kangaroo.adapters.reference import KangarooAdapter, norm_fingerprint, save_adapter
 
 LAYERS = 6
 SHAPE: dict[str, Any] = {
@@ -86,7 +86,7 @@ def make_model(name: str, folder: Path, *, spread: float = 0.12, **changes: Any)
                     parameter.mul_(1.0 if number < 2 else 0.5)
     model.float().eval().save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(Path(demo_model()) / file, folder / file)
+        shutil.copy(Path(tiny_model()) / file, folder / file)
     return str(folder)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.ladder.ladder import Ladder
 
 EXIT_LAYER = 2
@@ -77,7 +77,7 @@ class Engine:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            self.llm = LLM(**{"model": demo_model()} | FP32 | arguments)
+            self.llm = LLM(**{"model": tiny_model()} | FP32 | arguments)
         self.sound = True
         self.totals = Totals()
         self.llm.llm_engine.logger_manager.stat_loggers.append(self.totals)

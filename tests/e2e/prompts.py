@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 
 QUESTIONS = (
     "Can you find me a bus to San Francisco?",
@@ -36,7 +36,7 @@ STORY = (
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(demo_model())
+    return AutoTokenizer.from_pretrained(tiny_model())
 
 
 def encode(text: str) -> list[int]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.e2e.engines import Engine
+from vllm_kangaroo.adapters.reference import load_adapter
 from vllm_kangaroo.drafting.kangaroo import Drafters
-from vllm_kangaroo.ladder.adapter import load_adapter
 
 NEAR = 1e-3
 """Logits and probabilities this close are one in fp32: sums of other shapes are added in another order."""

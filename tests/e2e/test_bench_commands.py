@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from tests.e2e.engines import Engines
-from vllm_kangaroo.bench import compare as comparing
+from vllm_kangaroo.bench import method_comparison as comparing
 from vllm_kangaroo.bench import rounds, sweep
-from vllm_kangaroo.bench.options import CompareOptions, SweepOptions
-from vllm_kangaroo.integration.inspection import INSPECTION
+from vllm_kangaroo.bench.bench_options import CompareOptions, SweepOptions
+from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 
 SHARED: dict[str, Any] = {"dtype": "float32", "eager": True, "max_tokens": 16, "num_prompts": 2}
 SINGLE = {"method": "hispec", "intermediate_verification": False, "draft_exit_layer": 1}

@@ -12,8 +12,8 @@ from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, tokens_of
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from tests.e2e.reference import Reference, check_rounds, watch
-from vllm_kangaroo import demo_adapter, demo_model
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig
+from vllm_kangaroo import tiny_adapter, tiny_model
+from vllm_kangaroo.adapters.config import AdapterConfig
 
 THRESHOLD: float = KANGAROO["confidence_threshold"]
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 48}
@@ -32,7 +32,7 @@ class Drafter:
         self.engines = engines
         self.options = {} if adapter is None else {"exit_layer": None, "model": adapter}
         exit_layer = EXIT_LAYER if adapter is None else AdapterConfig.load(adapter).exit_layer
-        self.reference = Reference(demo_model(), exit_layer, adapter)
+        self.reference = Reference(tiny_model(), exit_layer, adapter)
 
     def engine(self, *, threshold: float = THRESHOLD, **arguments: Any) -> Engine:
         options = self.options | {"confidence_threshold": threshold}
@@ -44,7 +44,7 @@ class Drafter:
 
 @pytest.fixture(scope="module", params=["own head", "adapter"])
 def drafter(request: pytest.FixtureRequest, engines: Engines) -> Drafter:
-    return Drafter(engines, demo_adapter() if request.param == "adapter" else None)
+    return Drafter(engines, tiny_adapter() if request.param == "adapter" else None)
 
 
 @pytest.fixture(scope="module")

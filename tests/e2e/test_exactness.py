@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.engines import FP32, Engine, Engines, endings, sampling, tokens_of
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
-from vllm_kangaroo import demo_adapter
+from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.options import OptionError
 
 CASES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=["own head", "adapter"])
 def kangaroo(request: pytest.FixtureRequest, engines: Engines) -> Engine:
-    adapter = {"model": demo_adapter(), "exit_layer": None}
+    adapter = {"model": tiny_adapter(), "exit_layer": None}
     return engines.kangaroo(options=adapter if request.param == "adapter" else None)
 
 
@@ -185,7 +185,7 @@ def test_what_vllm_refuses_beside_speculation_is_refused(
 def test_an_adapter_of_other_weights_is_refused(engines: Engines, tmp_path: Path) -> None:
     """Of the same shape, layers and architecture: only the weights themselves can tell."""
     adapter = tmp_path / "adapter"
-    shutil.copytree(demo_adapter(), adapter)
+    shutil.copytree(tiny_adapter(), adapter)
     config = json.loads((adapter / "config.json").read_text())
     config["target"]["norm_fingerprint"] = "0" * 16
     (adapter / "config.json").write_text(json.dumps(config))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.e2e.engines import FP32, KANGAROO, Engine, Engines, Prompt, endings, sampling, tokens_of
 from tests.e2e.prompts import mixed
-from vllm_kangaroo import demo_adapter
+from vllm_kangaroo import tiny_adapter
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.drafting import hispec
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig
 
 LAYERS, DRAFT, VERIFY = 12, 1, 3
 PER_ROUND, BUFFER = 2, 4
@@ -298,12 +298,12 @@ def test_an_adapter_drafts_at_its_exit(
 ) -> None:
     config = {
         "method": "hispec",
-        "draft_adapter": demo_adapter(),
+        "draft_adapter": tiny_adapter(),
         "verify_exit_layer": 5,
         "confidence_threshold": 0.2,
     }
     engine = engines.get(speculative_config=config, **TIGHT)
-    exit_layer = AdapterConfig.load(demo_adapter()).exit_layer
+    exit_layer = AdapterConfig.load(tiny_adapter()).exit_layer
     assert engine.proposer.plan.exits == (exit_layer, 5, LAYERS)
     for _ in range(2):  # the second time with the adapter's keys and values from the prefix cache
         with engine.drafting() as gain:

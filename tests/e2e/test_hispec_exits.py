@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.e2e.engines import Engine, Engines
 from tests.e2e.prompts import mixed
-from vllm_kangaroo import demo_adapter, demo_model
+from vllm_kangaroo import tiny_adapter, tiny_model
+from vllm_kangaroo.adapters.reference import load_adapter
 from vllm_kangaroo.drafting import hispec
-from vllm_kangaroo.ladder.adapter import load_adapter
 from vllm_kangaroo.options import OptionError
 
 EXIT = 5
@@ -26,12 +26,12 @@ EXIT = 5
 def reference_model() -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32).eval()
 
 
 def adapter_at(folder: Path, exit_layer: int, fingerprint: str | None = None) -> str:
     """The demo adapter as if it were one for another exit, attending strongly enough to matter there."""
-    source = Path(demo_adapter())
+    source = Path(tiny_adapter())
     config = json.loads((source / "config.json").read_text()) | {"exit_layer": exit_layer}
     if fingerprint is not None:
         config["target"]["norm_fingerprint"] = fingerprint

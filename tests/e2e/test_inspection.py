@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.e2e.engines import Engine, Engines, difference, tokens_of
 from tests.e2e.prompts import mixed
-from vllm_kangaroo.integration.inspection import Inspection
-from vllm_kangaroo.integration.record import DraftRecord
+from vllm_kangaroo.integration.inspect.inspection import Inspection
+from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.options import OptionError
 
 HISPEC = {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 3}

@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
 from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_in_turns
-from vllm_kangaroo.bench.replay import capacity, poisson, summarise
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 

@@ -10,11 +10,11 @@ from safetensors import safe_open
 
 from tests.e2e.engines import Engine, Engines
 from tests.e2e.prompts import mixed
-from vllm_kangaroo import demo_adapter
-from vllm_kangaroo.integration.inspection import Inspection
+from vllm_kangaroo import tiny_adapter
+from vllm_kangaroo.integration.inspect.inspection import Inspection
 
 HISPEC = {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 3}
-KANGAROO = {"method": "kangaroo", "model": demo_adapter()}
+KANGAROO = {"method": "kangaroo", "model": tiny_adapter()}
 LAYERS, HIDDEN, HEAD, FLOAT = 12, 192, 64, 4
 
 
@@ -30,9 +30,9 @@ def plain(engines: Engines) -> dict[str, int]:
 
 def test_weights_of_vllm_alone_are_the_checkpoints(engines: Engines, plain: dict[str, int]) -> None:
     """Each at least once; vLLM's CPU kernels pack embedding and head beside the tensor the two share."""
-    from vllm_kangaroo import demo_model
+    from vllm_kangaroo import tiny_model
 
-    with safe_open(f"{demo_model()}/model.safetensors", "pt") as file:
+    with safe_open(f"{tiny_model()}/model.safetensors", "pt") as file:
         sizes = {name: file.get_tensor(name).numel() * FLOAT for name in file.keys()}  # noqa: SIM118
     embedding = sizes["model.embed_tokens.weight"]
     assert sum(sizes.values()) <= plain["weights"] < sum(sizes.values()) + 2.2 * embedding
@@ -50,7 +50,7 @@ def test_hispec_adds_no_weights(engines: Engines, plain: dict[str, int]) -> None
 
 def test_kangaroo_adds_its_adapter(engines: Engines, plain: dict[str, int]) -> None:
     ours = memory(engines.get(speculative_config=KANGAROO))
-    with safe_open(f"{demo_adapter()}/model.safetensors", "pt") as file:
+    with safe_open(f"{tiny_adapter()}/model.safetensors", "pt") as file:
         adapter = sum(file.get_tensor(name).numel() * FLOAT for name in file.keys())  # noqa: SIM118
     # A table of angles for its rotary embedding, which may have a base of its own, and an attention layer's scales.
     angles = 256 * HEAD * FLOAT

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.e2e.engines import Engine, Engines, tokens_of
 from tests.e2e.prompts import mixed, tokenizer
 from tests.e2e.reference import Reference
-from vllm_kangaroo import demo_adapter, demo_model
+from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, encode, load_prompts
 
 NEAR_TIE = 0.25
@@ -28,7 +28,7 @@ ENGINE: dict[str, Any] = {"dtype": "bfloat16", "max_num_seqs": 32}
 OWN_HEAD = {"exit_layer": 6, "confidence_threshold": 0.0}
 DRAFTERS: dict[str, dict[str, Any]] = {
     "own head": OWN_HEAD,
-    "adapter": {"exit_layer": None, "model": demo_adapter()},
+    "adapter": {"exit_layer": None, "model": tiny_adapter()},
 }
 
 
@@ -67,7 +67,7 @@ def plain(engines: Engines) -> Plain:
     prompts = list(mixed())
     prompts += [encode(tokenizer(), prompt) for prompt in load_prompts(DEMO_PROMPTS)]
     outputs = tokens_of(engines.plain(**ENGINE).generate(prompts, **OPTIONS))
-    reference = Reference(demo_model(), OWN_HEAD["exit_layer"])
+    reference = Reference(tiny_model(), OWN_HEAD["exit_layer"])
     return Plain(prompts, [sample for (sample,) in outputs], reference)
 
 

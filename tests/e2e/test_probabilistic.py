@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.e2e.checkpoints import make_model
 from tests.e2e.engines import Engine, Engines, tokens_of
 from vllm_kangaroo.drafting import hispec, sampling
-from vllm_kangaroo.integration.distributions import DraftDistributions
+from vllm_kangaroo.integration.sampling.distributions import DraftDistributions
 
 VOCAB, BATCH, REPEATS = 16, 256, 24
 PROMPT = [3, 14, 15, 9, 2, 6, 5]

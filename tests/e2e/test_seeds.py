@@ -10,7 +10,7 @@ import torch
 from tests.e2e.engines import EXIT_LAYER, Engine, Engines, sampling, tokens_of
 from tests.e2e.prompts import mixed
 from tests.e2e.reference import Reference
-from vllm_kangaroo import demo_adapter, demo_model
+from vllm_kangaroo import tiny_adapter, tiny_model
 
 PROMPTS = mixed()[:8]
 OPTIONS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95, "ignore_eos": True, "max_tokens": 32}
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.95, "ignore_eos": True
 
 @pytest.fixture(scope="module", params=["own head", "adapter"])
 def kangaroo(request: pytest.FixtureRequest, engines: Engines) -> Engine:
-    adapter = {"model": demo_adapter(), "exit_layer": None}
+    adapter = {"model": tiny_adapter(), "exit_layer": None}
     return engines.kangaroo(options=adapter if request.param == "adapter" else None)
 
 
@@ -64,7 +64,7 @@ def test_the_first_token_is_that_of_vllm_alone(engines: Engines, kangaroo: Engin
 
 def test_log_probabilities_of_sampled_tokens_are_the_models(kangaroo: Engine) -> None:
     """Accepted, recovered and bonus tokens alike, before temperature, as vLLM reports them."""
-    reference = Reference(demo_model(), EXIT_LAYER)
+    reference = Reference(tiny_model(), EXIT_LAYER)
     with kangaroo.drafting() as gain:
         outputs = kangaroo.generate(PROMPTS, logprobs=0, seed=1, **OPTIONS)
     assert gain.totals.accepted < gain.totals.drafted, "no draft was rejected"

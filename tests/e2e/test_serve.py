@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.e2e.serving import Server, environment, free_port, members, serving, start
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 
 MODEL_LENGTH = 512
 # Answers that a client asks for before it leaves.
@@ -54,7 +54,7 @@ def plain() -> dict[str, Any]:
         from vllm.sampling_params import StructuredOutputsParams
 
         llm = LLM(
-            demo_model(), dtype="float32", enforce_eager=True, max_model_len=MODEL_LENGTH, seed=0
+            tiny_model(), dtype="float32", enforce_eager=True, max_model_len=MODEL_LENGTH, seed=0
         )
         greedy = SamplingParams(temperature=0.0, max_tokens=TOKENS)
         long = SamplingParams(temperature=0.0, max_tokens=MODEL_LENGTH, ignore_eos=True)
@@ -87,7 +87,7 @@ def refusals(
     """Servers that must not start; they fail while the other one comes up."""
     folder = tmp_path_factory.mktemp("refused")
     started = {
-        name: (start([demo_model(), *SHAPE, *flags], env, folder / name), folder / name)
+        name: (start([tiny_model(), *SHAPE, *flags], env, folder / name), folder / name)
         for name, flags in REFUSED.items()
     }
     yield started
@@ -106,7 +106,7 @@ def server(
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     process = start(
         [
-            demo_model(),
+            tiny_model(),
             *SHAPE,
             *("--speculative-model", "kangaroo", "--num-speculative-tokens", "4"),
             *("--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"),

@@ -13,7 +13,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.e2e.engines import Engine, Engines, endings, sampling, tokens_of
 from tests.e2e.prompts import mixed
-from vllm_kangaroo import demo_adapter
+from vllm_kangaroo import tiny_adapter
 
 CHOICES = [
     "I would like to know what time you would like to leave.",
@@ -68,7 +68,7 @@ def constrained(kind: str, **options: Any) -> Any:
 @pytest.fixture(scope="module", params=["own head", "adapter"])
 def kangaroo(request: pytest.FixtureRequest, engines: Engines) -> Engine:
     """An engine that drafts on though unsure, so that many drafts break a grammar it knows nothing of."""
-    adapter = {"model": demo_adapter(), "exit_layer": None}
+    adapter = {"model": tiny_adapter(), "exit_layer": None}
     options = {"confidence_threshold": 0.0} | (adapter if request.param == "adapter" else {})
     return engines.kangaroo(options=options, **ENGINE)
 

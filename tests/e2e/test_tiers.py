@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.e2e.checkpoints import LAYERS, MODELS, make_adapter, make_model
 from tests.e2e.engines import Engine, Engines, tokens_of
 from tests.e2e.reference import Reference, check_rounds, hooked, watch
-from vllm_kangaroo import demo_adapter, demo_model
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig
+from vllm_kangaroo import tiny_adapter, tiny_model
+from vllm_kangaroo.adapters.config import AdapterConfig
 
 EXIT, DRAFTS = 3, 4
 PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(6)]
@@ -162,12 +162,12 @@ def test_an_exit_at_the_last_layer_accepts_everything(engines: Engines, model: s
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_the_demo_adapter_drafts_as_its_reference(engines: Engines, threshold: float) -> None:
-    exit_layer = AdapterConfig.load(demo_adapter()).exit_layer
-    options = {"exit_layer": None, "model": demo_adapter(), "confidence_threshold": threshold}
+    exit_layer = AdapterConfig.load(tiny_adapter()).exit_layer
+    options = {"exit_layer": None, "model": tiny_adapter(), "confidence_threshold": threshold}
     engine = engines.kangaroo(options=options)
     with engine.drafting() as gain, watch(engine) as rounds:
         engine.generate(PROMPTS, **OPTIONS)
-    check_rounds(rounds, Reference(demo_model(), exit_layer, demo_adapter()), threshold)
+    check_rounds(rounds, Reference(tiny_model(), exit_layer, tiny_adapter()), threshold)
     mean = gain.counters["drafted"] / gain.counters["rounds"]
     if threshold == 0.0:
         assert {len(each.drafts) for each in rounds if each.limit == 6} == {6}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import log2
 
+from vllm_kangaroo.laps_sd.engine_time import Progress
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
-from vllm_kangaroo.laps_sd.service import Progress
+from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 
 
 class Counted(int):

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
 
 def stream(count: int, seed: int) -> list[tuple[RequestFacts, int]]:

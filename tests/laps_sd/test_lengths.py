@@ -19,7 +19,7 @@ from vllm_kangaroo.laps_sd.lengths import (
     bin_of,
     read_hint,
 )
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
 FACTS = RequestFacts(prompt_tokens=5, max_tokens=4096)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from vllm_kangaroo.laps_sd.build import build_policy
+from vllm_kangaroo.laps_sd.engine_time import Progress
 from vllm_kangaroo.laps_sd.lengths import HintedLengths, OracleLengths, RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdError, LapsSdOptions, parse_options
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
-from vllm_kangaroo.laps_sd.service import Progress
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions, parse_options
 
 ROUND = 0.01
 

@@ -7,10 +7,10 @@ from math import ceil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_kangaroo.laps_sd.engine_time import Progress
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, HintedLengths, RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
-from vllm_kangaroo.laps_sd.service import Progress
+from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 
 STEP = 0.01
 Event = tuple[str, int, int]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from vllm_kangaroo.laps_sd.entry import Entry
 from vllm_kangaroo.laps_sd.lengths import PointLaw, RequestFacts
 from vllm_kangaroo.laps_sd.queues import ReadyQueue, RunningSet
+from vllm_kangaroo.laps_sd.request_state import Entry
 
 
 def test_tops_are_the_first_that_is_ready_and_the_last_that_runs():

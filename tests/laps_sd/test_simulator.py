@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdError, LapsSdOptions
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator import baselines
-from vllm_kangaroo.laps_sd.simulator.compare import SimulationSettings, compare
 from vllm_kangaroo.laps_sd.simulator.engine import simulate
+from vllm_kangaroo.laps_sd.simulator.policy_comparison import SimulationSettings, compare
 from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, StepTime, fit, read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, TraceRequest, read_trace
 from vllm_kangaroo.laps_sd.simulator.workload import (
@@ -253,7 +253,7 @@ def test_embedded_trace_is_whole():
 
 
 def test_command_prints_writes_and_draws(tmp_path: Path):
-    from vllm_kangaroo.cli import app
+    from vllm_kangaroo.cli.main import app
 
     file, plots = tmp_path / "figures.json", tmp_path / "plots"
     arguments = [

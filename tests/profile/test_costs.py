@@ -15,7 +15,7 @@ from vllm_kangaroo.profile.costs import (
     speedup,
     with_checks,
 )
-from vllm_kangaroo.profile.replay import Work
+from vllm_kangaroo.profile.draft_replay import Work
 
 TRUE = CostModel(
     layers=12,

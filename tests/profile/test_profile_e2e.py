@@ -14,15 +14,16 @@ from typer.testing import CliRunner
 
 from tests.e2e.engines import Engines
 from tests.e2e.prompts import QUESTIONS, STORY
-from vllm_kangaroo import cli, demo_adapter, demo_model
+from vllm_kangaroo import tiny_adapter, tiny_model
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.bench.engines import EngineSettings
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig
+from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.options import parse_options
-from vllm_kangaroo.profile.options import ProfileOptions
-from vllm_kangaroo.profile.results import ProfileResult
+from vllm_kangaroo.profile.profile_options import ProfileOptions
+from vllm_kangaroo.profile.profile_results import ProfileResult
 from vllm_kangaroo.profile.run import candidates
 
-EXIT = AdapterConfig.load(Path(demo_adapter())).exit_layer
+EXIT = AdapterConfig.load(Path(tiny_adapter())).exit_layer
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_from_a_model_to_settings(
     monkeypatch.setattr("vllm_kangaroo.profile.timing.engine", inside)
     monkeypatch.setattr("vllm_kangaroo.profile.timing.SETTLE_SECONDS", 0.0)
     arguments = (
-        f"profile --model {demo_model()} --data {data} --out {tmp_path} --exit-layer {EXIT} "
-        f"--adapter {demo_adapter()} --prompts 8 --tokens 12 --eager --repeats 1 --max-drafts 3 "
+        f"profile --model {tiny_model()} --data {data} --out {tmp_path} --exit-layer {EXIT} "
+        f"--adapter {tiny_adapter()} --prompts 8 --tokens 12 --eager --repeats 1 --max-drafts 3 "
         "--dtype float32 --verify"
     )
     try:
@@ -89,7 +90,7 @@ def test_from_a_model_to_settings(
     assert verified.acceptance_length == pytest.approx(expected, rel=0.02)
     *_, line = (row for row in result.output.splitlines() if row.startswith("vllm serve"))
     words = shlex.split(line)
-    assert words[:3] == ["vllm", "serve", demo_model()]
+    assert words[:3] == ["vllm", "serve", tiny_model()]
     config = json.loads(words[words.index("--speculative-config") + 1])
     assert config == found.best.speculative_config
     parse_options(config)
@@ -118,7 +119,7 @@ def test_candidates() -> None:
     ],
 )
 def test_refusals(data: Path, more: list[str], message: str) -> None:
-    arguments = ["profile", "--model", demo_model(), "--data", str(data), "--out", "x", *more]
+    arguments = ["profile", "--model", tiny_model(), "--data", str(data), "--out", "x", *more]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -126,6 +127,6 @@ def test_refusals(data: Path, more: list[str], message: str) -> None:
 
 def test_too_few_prompts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Once upon a time.")
-    arguments = ["profile", "--model", demo_model(), "--data", str(tmp_path / "a.txt")]
+    arguments = ["profile", "--model", tiny_model(), "--data", str(tmp_path / "a.txt")]
     result = CliRunner().invoke(cli.app, [*arguments, "--out", str(tmp_path / "x")])
     assert result.exit_code == 2 and "the data hold 0 prompts" in result.stderr

@@ -17,7 +17,7 @@ def slow_script(trainer: str) -> str:
     return f"""
 import signal
 import time
-from vllm_kangaroo.training.cli import train_app
+from vllm_kangaroo.cli.train import train_app
 from vllm_kangaroo.training.{module} import {name}
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored, and its children

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from vllm_kangaroo.adapters.reference import load_adapter, norm_fingerprint
 from vllm_kangaroo.demo import demo_adapter_path, demo_model_path
-from vllm_kangaroo.ladder.adapter import load_adapter, norm_fingerprint
-from vllm_kangaroo.training.loss import Agreement, agreement
-from vllm_kangaroo.training.target import Target
+from vllm_kangaroo.training.adapter.loss import Agreement, agreement
+from vllm_kangaroo.training.run.target import Target
 
 PROMPTS: list[dict[str, Any]] = json.loads((demo_model_path().parent / "prompts.json").read_text())
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from vllm_kangaroo.demo import demo_model_path
-from vllm_kangaroo.training.documents import read_documents
+from vllm_kangaroo.training.data.documents import read_documents
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "train_demo_adapter"

@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.training.adapter.test_adapter_trainer import adapter, load, options
 from tests.training.models import make_llama
-from tests.training.test_adapter_trainer import adapter, load, options
-from vllm_kangaroo.training.adapter_trainer import AdapterTrainer
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 
 
 @pytest.fixture(scope="module")

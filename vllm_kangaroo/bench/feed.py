@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_kangaroo.integration.turns import go_on, hold
+from vllm_kangaroo.integration.inspect.pausing import go_on, hold
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 

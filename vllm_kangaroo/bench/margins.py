@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_kangaroo.bench.results import Divergence, Equality
+from vllm_kangaroo.bench.bench_results import Divergence, Equality
 from vllm_kangaroo.bench.rounds import RoundOutputs
 
 CANDIDATES = 20

@@ -8,6 +8,8 @@ from pydantic import BaseModel, computed_field
 from rich.console import Console
 from rich.table import Table
 
+from vllm_kangaroo.bench.bench_options import MemoryOptions
+from vllm_kangaroo.bench.bench_results import RunSetup
 from vllm_kangaroo.bench.engines import (
     EngineSettings,
     device,
@@ -18,9 +20,7 @@ from vllm_kangaroo.bench.engines import (
 )
 from vllm_kangaroo.bench.generation import generate, sampling
 from vllm_kangaroo.bench.measure import run_setup
-from vllm_kangaroo.bench.options import MemoryOptions
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, encode, load_prompts
-from vllm_kangaroo.bench.results import RunSetup
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
 TOKENS = 16
@@ -67,7 +67,7 @@ class MemoryReport(BaseModel):
 
 def measure_memory(options: MemoryOptions, console: Console) -> MemoryReport:
     """Start vLLM alone, with drafting, and for a draft model of the size of tier 1, one after the other."""
-    from vllm_kangaroo.integration.config import plan_of
+    from vllm_kangaroo.integration.config.plan import plan_of
 
     settings = options.settings().model_copy(update={"engines": 1})
     config = speculative_config(whole=options.speculative_config)
@@ -95,7 +95,7 @@ def measure_memory(options: MemoryOptions, console: Console) -> MemoryReport:
 def _engine(
     settings: EngineSettings, config: dict[str, Any] | None = None, **arguments: Any
 ) -> Any:
-    from vllm_kangaroo.integration.inspection import INSPECTION
+    from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 
     return engine(settings, config, INSPECTION, **arguments)
 

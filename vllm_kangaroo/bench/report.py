@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vllm_kangaroo.bench.results import BenchResult, Category, Divergence, Equality, Speed
+from vllm_kangaroo.bench.bench_results import BenchResult, Category, Divergence, Equality, Speed
 from vllm_kangaroo.bench.statistics import Spread
 
 NONE = "–"

@@ -8,8 +8,8 @@ from functools import partial
 from time import sleep
 from typing import Any
 
+from vllm_kangaroo.bench.bench_results import Round, Speed
 from vllm_kangaroo.bench.generation import Generation, generate
-from vllm_kangaroo.bench.results import Round, Speed
 
 WARM_UP_TOKENS = 16
 # A worker of vLLM's polls its queue for a second after its last step, on the cores that the other

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_kangaroo.bench.bench_results import Category, Divergence, Equality, Speed, speedups
 from vllm_kangaroo.bench.prompts import Prompt
-from vllm_kangaroo.bench.results import Category, Divergence, Equality, Speed, speedups
 from vllm_kangaroo.bench.rounds import Pass, RoundOutputs
 from vllm_kangaroo.bench.statistics import Acceptance, first_divergence
 

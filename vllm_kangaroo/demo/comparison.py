@@ -7,12 +7,12 @@ from typing import Any
 
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.accepted import origins
+from vllm_kangaroo.bench.bench_results import Divergence, Speed
 from vllm_kangaroo.bench.generation import Generation, sampling
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode
-from vllm_kangaroo.bench.results import Divergence, Speed
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
-from vllm_kangaroo.demo.results import MethodOutput, PromptResult, Segment
+from vllm_kangaroo.demo.demo_results import MethodOutput, PromptResult, Segment
 from vllm_kangaroo.demo.segments import pieces, segments
 
 PLAIN = "vllm"
@@ -32,7 +32,7 @@ def compare(
 
     Args:
         engines: :data:`PLAIN` and those that draft, by method; started with the worker extension
-            :data:`vllm_kangaroo.integration.inspection.INSPECTION`.
+            :data:`vllm_kangaroo.integration.inspect.inspection.INSPECTION`.
         told: hears of each output of a drafting engine in the first round, with the method.
 
     Raises:

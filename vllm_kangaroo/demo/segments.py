@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vllm_kangaroo.bench.accepted import Origin
-from vllm_kangaroo.demo.results import Segment
+from vllm_kangaroo.demo.demo_results import Segment
 
 INCOMPLETE = "\ufffd"
 """What a decoder writes for a character of which some bytes are missing."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.report import NONE, number, parting
-from vllm_kangaroo.demo.results import DemoResult, MethodOutput, MethodTotal, Segment
+from vllm_kangaroo.demo.demo_results import DemoResult, MethodOutput, MethodTotal, Segment
 
 # Apart for the colour-blind too (Okabe and Ito).
 COLOURS = {Origin.DRAFT: "#56b4e9", Origin.VERIFIER: "#009e73", Origin.TARGET: "#e69f00"}

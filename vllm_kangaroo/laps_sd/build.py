@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, HintedLengths, LengthPredictor
-from vllm_kangaroo.laps_sd.options import LapsSdOptions
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
+from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 
 
 def predictor_of(options: LapsSdOptions) -> LengthPredictor:

@@ -11,7 +11,6 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_kangaroo.laps_sd.features import SIZE, features
 from vllm_kangaroo.laps_sd.lengths import (
     BINS,
     BinnedLaw,
@@ -20,7 +19,8 @@ from vllm_kangaroo.laps_sd.lengths import (
     RequestFacts,
     bin_of,
 )
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
+from vllm_kangaroo.laps_sd.prompt_features import SIZE, features
 
 Array = NDArray[np.float32]
 

@@ -20,11 +20,11 @@ from math import inf
 from operator import attrgetter
 
 from vllm_kangaroo.laps_sd.acceptance import FLOOR, Z95, AcceptancePrior
-from vllm_kangaroo.laps_sd.entry import Entry, Key
+from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
-from vllm_kangaroo.laps_sd.options import LapsSdOptions
+from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.laps_sd.queues import ReadyQueue, RunningSet
-from vllm_kangaroo.laps_sd.service import CostAverages, Progress, RequestId
+from vllm_kangaroo.laps_sd.request_state import Entry, Key
 from vllm_kangaroo.laps_sd.tally import Tally
 
 _key = attrgetter("key")

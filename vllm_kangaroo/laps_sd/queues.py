@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from vllm_kangaroo.laps_sd.entry import Entry
+from vllm_kangaroo.laps_sd.request_state import Entry
 
 
 class _LazyHeap:

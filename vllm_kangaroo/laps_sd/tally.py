@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_kangaroo.laps_sd.entry import Entry
+from vllm_kangaroo.laps_sd.request_state import Entry
 
 
 class Tally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from vllm_kangaroo.profile.replay import Work
+from vllm_kangaroo.profile.draft_replay import Work
 
 
 class EngineTimes(BaseModel):

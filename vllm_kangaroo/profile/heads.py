@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_kangaroo.ladder.adapter import load_adapter
-from vllm_kangaroo.ladder.adapter_config import AdapterConfig, AdapterError
-from vllm_kangaroo.profile.replay import Guesses, Record
-from vllm_kangaroo.training.loss import Agreement, agreement
-from vllm_kangaroo.training.target import Target
-from vllm_kangaroo.training.windows import Windows
+from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError
+from vllm_kangaroo.adapters.reference import load_adapter
+from vllm_kangaroo.profile.draft_replay import Guesses, Record
+from vllm_kangaroo.training.adapter.loss import Agreement, agreement
+from vllm_kangaroo.training.data.windows import Windows
+from vllm_kangaroo.training.run.target import Target
 
 
 @dataclass(frozen=True)

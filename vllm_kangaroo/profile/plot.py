@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_kangaroo.profile.results import ProfileResult
+from vllm_kangaroo.profile.profile_results import ProfileResult
 
 
 def draw(result: ProfileResult, path: Path) -> None:

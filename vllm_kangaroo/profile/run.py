@@ -19,12 +19,12 @@ from vllm_kangaroo.profile.costs import (
     head_cost,
     with_checks,
 )
+from vllm_kangaroo.profile.draft_replay import Record
 from vllm_kangaroo.profile.heads import Head, Reader, heads_of
-from vllm_kangaroo.profile.options import ProfileOptions
 from vllm_kangaroo.profile.plot import draw
-from vllm_kangaroo.profile.replay import Record
-from vllm_kangaroo.profile.report import print_profile
-from vllm_kangaroo.profile.results import (
+from vllm_kangaroo.profile.profile_options import ProfileOptions
+from vllm_kangaroo.profile.profile_report import print_profile
+from vllm_kangaroo.profile.profile_results import (
     ExitFigures,
     Finalist,
     ProfileResult,
@@ -33,11 +33,11 @@ from vllm_kangaroo.profile.results import (
 from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo, predict
 from vllm_kangaroo.profile.timing import Stopwatch
 from vllm_kangaroo.provenance import of_measurement
-from vllm_kangaroo.training.documents import DataError, read_documents
-from vllm_kangaroo.training.prompts import draw_prompts
-from vllm_kangaroo.training.target import Target, TargetError
-from vllm_kangaroo.training.training_data import hashes, load_tokenizer
-from vllm_kangaroo.training.windows import pack
+from vllm_kangaroo.training.data.documents import DataError, read_documents
+from vllm_kangaroo.training.data.prompts import draw_prompts
+from vllm_kangaroo.training.data.training_data import hashes, load_tokenizer
+from vllm_kangaroo.training.data.windows import pack
+from vllm_kangaroo.training.run.target import Target, TargetError
 
 _WINDOW = 256
 _TEXT_PROMPT = 64  # tokens of a plain text that are given as a prompt

@@ -14,8 +14,8 @@ from vllm_kangaroo.profile.costs import (
     kangaroo_seconds,
     speedup,
 )
+from vllm_kangaroo.profile.draft_replay import Record, Work, hispec, kangaroo
 from vllm_kangaroo.profile.heads import Head
-from vllm_kangaroo.profile.replay import Record, Work, hispec, kangaroo
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PER_ROUND = (1, 2, 3, 4)

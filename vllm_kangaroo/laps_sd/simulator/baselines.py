@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
+from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
-from vllm_kangaroo.laps_sd.service import CostAverages, Progress, RequestId
 
 
 class SimulatedPolicy(Protocol):

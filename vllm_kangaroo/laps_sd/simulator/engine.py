@@ -9,8 +9,8 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_kangaroo.laps_sd.engine_time import Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
-from vllm_kangaroo.laps_sd.service import Progress, RequestId
 from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
 from vllm_kangaroo.laps_sd.simulator.workload import Workload

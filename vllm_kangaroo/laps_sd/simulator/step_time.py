@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
 
 class StepRecord(BaseModel):

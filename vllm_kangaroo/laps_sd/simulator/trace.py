@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
 DEFAULT_TRACE = Path(__file__).parent / "data" / "trace.jsonl.xz"
 

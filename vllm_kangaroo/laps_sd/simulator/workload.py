@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from vllm_kangaroo.laps_sd.options import LapsSdError
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 

@@ -1,0 +1,148 @@
+"""``vllm-kangaroo``: the commands of this package, each loaded only when it is run."""
+
+import traceback
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from pydantic import ValidationError
+from typer.core import TyperCommand, TyperGroup
+
+from vllm_kangaroo import __version__, environment
+
+
+class Entry(NamedTuple):
+    """Where a command lives, what it does, and whether it runs vLLM or torch."""
+
+    source: str
+    help: str
+    runs_engine: bool = True
+
+
+COMMANDS = {
+    "demo": Entry(
+        "vllm_kangaroo.cli.demo:demo", "Generate with vLLM alone and with early-exit drafting."
+    ),
+    "train": Entry("vllm_kangaroo.cli.train:train_app", "Train what a model drafts with."),
+    "enlarge": Entry(
+        "vllm_kangaroo.cli.train:enlarge",
+        "Make a larger model that computes the same function.",
+    ),
+    "convert": Entry(
+        "vllm_kangaroo.cli.train:convert",
+        "Convert an adapter of the original Kangaroo code.",
+    ),
+    "profile": Entry(
+        "vllm_kangaroo.cli.profile:profile", "Find the settings that make a model fastest here."
+    ),
+    "bench": Entry("vllm_kangaroo.cli.bench:bench_app", "Measure speed and acceptance."),
+    "replay": Entry(
+        "vllm_kangaroo.cli.replay:replay_command",
+        "Compare request schedulers on a real engine.",
+    ),
+    "simulate": Entry(
+        "vllm_kangaroo.cli.simulate:simulate",
+        "Compare request schedulers on a simulated engine.",
+        runs_engine=False,
+    ),
+    # It reports the environment as the user has it.
+    "doctor": Entry(
+        "vllm_kangaroo.integration.register.doctor:doctor",
+        "Say what is installed and what is wrong with it.",
+        runs_engine=False,
+    ),
+}
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command in the list of commands, and becomes it when it is run."""
+
+    def make_context(self, info_name: str | None, args: list[str], **extra: Any) -> Any:  # type: ignore[override]
+        """The context of the real command, loaded here."""
+        assert self.name is not None
+        return load(self.name).make_context(info_name, args, **extra)
+
+
+class LazyGroup(TyperGroup):
+    """A group of :data:`COMMANDS` that turns an error made for the user into one sentence."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for name, entry in COMMANDS.items():
+            self.add_command(LazyCommand(name, callback=None, help=entry.help))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error of :func:`explain`'s ends it with status 2."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, ModuleNotFoundError) as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            typer.echo(f"vllm-kangaroo: {sentence}", err=True)
+            raise typer.Exit(2) from error
+
+
+def load(name: str) -> Any:
+    """Import the command ``name`` and return it as typer's own kind of command."""
+    entry = COMMANDS[name]
+    if entry.runs_engine:
+        environment.apply()
+    module, attribute = entry.source.split(":")
+    found = getattr(import_module(module), attribute)
+    around = typer.Typer()
+    if isinstance(found, typer.Typer):
+        around.add_typer(found, name=name)
+    else:
+        around.command(name, cls=getattr(found, "command_class", None))(found)
+    return typer.main.get_group(around).commands[name]
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence to print for an error that is made for the user to read, else None.
+
+    Those are the ``ValueError`` classes of this package, the complaints of a pydantic model, in
+    which vLLM's configuration wraps ours, and a vLLM that is not installed.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        missing = "vLLM is not installed: install vllm-kangaroo[cpu] or vllm-kangaroo[cuda]."
+        return missing if error.name == "vllm" else None
+    if isinstance(error, ValidationError):
+        return " ".join(_complaint(found) for found in error.errors(include_url=False))
+    ours = type(error).__module__.partition(".")[0] == "vllm_kangaroo"
+    return " ".join(str(error).split()) if ours else None
+
+
+def _complaint(found: Any) -> str:
+    raised = found.get("ctx", {}).get("error")
+    if isinstance(raised, ValueError):
+        return " ".join(str(raised).split())
+    key = ".".join(str(part) for part in found["loc"])
+    return f"{key}={found['input']!r} is refused: {found['msg']}."
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"vllm-kangaroo {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Early-exit speculative decoding for vLLM."""
+    del debug, version  # seen to by LazyGroup and _version
+
+
+def main() -> None:
+    """Entry point of the console script; exits with 2 after an error that is the user's to mend."""
+    typer.main.get_command(app)()

@@ -1,0 +1,21 @@
+"""The command line of this package."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from vllm_kangaroo.cli.flags import from_options
+from vllm_kangaroo.profile.profile_options import ProfileOptions
+
+
+def _profile(options: ProfileOptions) -> None:
+    from vllm_kangaroo.profile.run import profile as run
+
+    run(options, Console(highlight=False, soft_wrap=True))
+
+
+profile = from_options(
+    ProfileOptions,
+    _profile,
+    "Measure a model's exits and passes on this machine, and find the settings that pay most.",
+)

@@ -1,0 +1,143 @@
+"""``vllm-kangaroo replay``: LAPS-SD against vLLM's scheduler on a real engine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vllm_kangaroo import demo_model
+from vllm_kangaroo.bench.feed import Feed, serve, serve_in_turns
+from vllm_kangaroo.bench.scheduler_comparison import (
+    SCHEDULER,
+    Pair,
+    ReplayResult,
+    capacity,
+    poisson,
+    summarise,
+    teach,
+    usable,
+)
+from vllm_kangaroo.bench.simulated_replay import Model, mean_drafts
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
+from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
+from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
+
+MOST_FOR_CAPACITY = 300
+"""Requests, evenly spaced, that are served to measure the capacity."""
+TURN_S = 0.5
+"""Seconds for which one engine works before it is the other's turn."""
+
+
+def replay_command(
+    model: Annotated[str, typer.Option(help="Model to serve.", show_default="demo")] = "",
+    method: Annotated[
+        str, typer.Option(help="kangaroo, hispec, or none for no drafts.")
+    ] = "kangaroo",
+    load: Annotated[float, typer.Option(help="Share of the measured capacity asked for.")] = 0.8,
+    batch_size: Annotated[int, typer.Option(min=1, help="max_num_seqs of both engines.")] = 4,
+    requests: Annotated[int, typer.Option(min=2, help="Length of the stream.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, help="Streams, each fed to both.")] = 2,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Leave out longer answers of the trace.")
+    ] = None,
+    max_model_len: Annotated[int, typer.Option(help="As in vLLM.")] = 2048,
+    hints: Annotated[bool, typer.Option("--hints", help="Every request says its length.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(help="As for simulate.", show_default="a small one")
+    ] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Compile neither engine.")] = False,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, ... or auto.")] = "bfloat16",
+    step_log: Annotated[
+        Path | None, typer.Option(help="Write LAPS-SD's steps here, for simulate --steps.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")
+    ] = None,
+) -> None:
+    """Replay a stream of requests on a real engine, under vLLM's scheduler and under LAPS-SD."""
+    console = Console(highlight=False)
+    found = usable(read_trace(trace or DEFAULT_TRACE), max_model_len, max_tokens)
+    earlier, later = found[: len(found) // 2], found[len(found) // 2 :]
+    if len(later) < requests:
+        raise LapsSdError(
+            f"requests={requests} is more than the trace's later half has: ask for {len(later)}."
+        )
+    later = later[:requests]
+    settings: dict[str, Any] = {
+        "model": model or demo_model(),
+        "dtype": dtype,
+        "enforce_eager": eager,
+        "max_num_seqs": batch_size,
+        "max_model_len": max_model_len,
+        "enable_prefix_caching": False,  # the same requests come again and again
+    }
+    if method != "none":
+        settings["speculative_config"] = {"method": method}
+    # In one process the client cuts an answer before the engine has begun the next step.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    from vllm import LLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        knowledge = Path(folder) / "lengths.npz"
+        teach(earlier, max_model_len, knowledge)
+        log = step_log or Path(folder) / "steps.jsonl"
+        options: dict[str, Any] = {"predictor_file": str(knowledge), "step_log": str(log)}
+        fcfs = LLM(**settings)
+        ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
+        engines = {"fcfs": fcfs, "laps_sd": ours}
+        for name, llm in engines.items():
+            serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
+        model_of = Model(batch_size, max_model_len, knowledge, hints=hints)
+        pairs = []
+        known = len(read_steps(log))
+        for number in range(rounds):
+            # Anew for each pair: the load would drift with the machine.
+            sample = later[:: -(-requests // MOST_FOR_CAPACITY)]
+            rate = capacity(fcfs, sample, batch_size, f"capacity{number}")
+            console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
+            stream = poisson(later, load * rate, seed + number)
+            feeds = {
+                name: Feed(llm, stream, f"{name}{number}", hints=hints)
+                for name, llm in engines.items()
+            }
+            serve_in_turns(list(feeds.values()), TURN_S)
+            served = {name: feed.served for name, feed in feeds.items()}
+            steps = read_steps(log)
+            drafts, known = mean_drafts(steps[known:]), len(steps)
+            runs = {}
+            for name, one in served.items():
+                simulated = model_of.of(name, stream, one, drafts)
+                runs[name] = summarise(stream, one).model_copy(update=simulated._asdict())
+            pair = Pair(capacity_requests_per_s=rate, **runs)
+            pairs.append(pair)
+            console.print(
+                f"mean latency {pair.fcfs.mean_latency_s:.2f} s with vLLM's scheduler, {pair.laps_sd.mean_latency_s:.2f} "
+                f"s with LAPS-SD: {pair.ratio:.2f}x; 99th percentile {pair.fcfs.p99_latency_s:.2f} s and "
+                f"{pair.laps_sd.p99_latency_s:.2f} s"
+            )
+            console.print(
+                f"simulated: {pair.fcfs.simulated_mean_s:.2f} s ({pair.fcfs.simulated_off:+.0%}) and "
+                f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%}); the load was "
+                f"{pair.fcfs.load:.2f} and {pair.laps_sd.load:.2f}; who knew all would come to {pair.bound:.2f}x"
+            )
+        for llm in engines.values():
+            llm.llm_engine.engine_core.shutdown()
+    shown = settings | {
+        "model": Path(settings["model"]).name,
+        "load": load,
+        "requests": requests,
+        "hints": hints,
+    }
+    result = ReplayResult(settings=shown, pairs=pairs)
+    console.print(
+        f"ratio of mean latencies: {result.ratio.median:.2f} ({result.ratio.low:.2f} to {result.ratio.high:.2f})"
+    )
+    if json_file is not None:
+        json_file.write_text(result.model_dump_json(indent=1) + "\n")
+        console.print(f"figures written to {json_file}", soft_wrap=True)

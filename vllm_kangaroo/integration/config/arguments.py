@@ -1,0 +1,191 @@
+"""The seams in vLLM's engine arguments: our methods in ``speculative_config`` and two command-line flags."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_kangaroo import environment
+from vllm_kangaroo.integration.register.versions import refuse_unsupported_vllm
+from vllm_kangaroo.options import (
+    METHODS,
+    EarlyExitPlan,
+    HiSpecOptions,
+    KangarooOptions,
+    OptionError,
+    parse_options,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+
+logger = logging.getLogger("vllm.plugins.kangaroo")  # a child of vLLM's, so that its level holds
+
+MARK = "_vllm_kangaroo_original"
+_plans = threading.local()  # the plan of the engine config being built in this thread
+
+
+def install() -> None:
+    """Wrap ``EngineArgs`` once; later calls find the wrappers in place."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    _wrap(EngineArgs, "create_speculative_config", _create_speculative_config)
+    _wrap(EngineArgs, "add_cli_args", _add_cli_args, staticmethod)
+    _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod)
+
+
+def _wrap(
+    cls: type, name: str, make: Callable[[Any], Any], kind: Callable[[Any], Any] = lambda f: f
+) -> None:
+    own = cls.__dict__[name]
+    original = getattr(own, "__func__", own)
+    if hasattr(original, MARK):
+        return
+    wrapper = functools.wraps(original)(make(original))
+    setattr(wrapper, MARK, original)
+    setattr(cls, name, kind(wrapper))
+
+
+def asks_for_us(config: Any) -> bool:
+    """Whether a user's ``speculative_config`` names a method of ours."""
+    return isinstance(config, dict) and config.get("method") in METHODS
+
+
+def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+        if not asks_for_us(self.speculative_config):
+            return original(self, *args, **kwargs)
+        refuse_unsupported_vllm()
+        _read(self)  # a typing mistake is told before anything is loaded
+        from vllm_kangaroo.integration.config.plan import finish
+
+        for name, value in environment.apply("LD_PRELOAD").items():
+            logger.info(
+                "Set %s=%s for the engine's workers; set it yourself to override.", name, value
+            )
+        config = original(self, *args, **kwargs)
+        plan: EarlyExitPlan = _plans.current
+        return finish(config, plan)
+
+    return create_engine_config
+
+
+def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_speculative_config(
+        self: Any, target_model_config: ModelConfig, target_parallel_config: ParallelConfig
+    ) -> SpeculativeConfig | None:
+        if not asks_for_us(self.speculative_config):
+            return original(
+                self,
+                target_model_config=target_model_config,
+                target_parallel_config=target_parallel_config,
+            )
+        from vllm_kangaroo.integration.config import plan as config
+
+        options = parse_options(self.speculative_config)
+        config.refuse_unsupported(self, target_model_config, target_parallel_config)
+        plan = options.resolve(config.target_shape(target_model_config))
+        _plans.current = plan
+        return config.speculative_config(plan, target_model_config, target_parallel_config)
+
+    return create_speculative_config
+
+
+def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        group = parser.add_argument_group(
+            title="vllm-kangaroo",
+            description="Early-exit speculative decoding, where the model drafts for itself.",
+        )
+        group.add_argument(
+            "--speculative-model",
+            metavar="METHOD[:ADAPTER]",
+            help="Draft with an early-exit method, such as `kangaroo` (adapter in the model's own directory) or "
+            "`kangaroo:PATH`. Short for --speculative-config with `method` and `model`.",
+        )
+        group.add_argument(
+            "--num-speculative-tokens",
+            type=int,
+            metavar="N",
+            help="Most drafts per round, with --speculative-model.",
+        )
+        return parser
+
+    return add_cli_args
+
+
+def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_cli_args(cls: type, args: Namespace) -> Any:
+        try:
+            shorthand = speculative_config_of_flags(args)
+            if shorthand is not None:
+                args = Namespace(**vars(args) | {"speculative_config": shorthand})
+            if asks_for_us(getattr(args, "speculative_config", None)):
+                _read(args).check_adapters()
+        except OptionError as error:  # ends as any other error of a command line does
+            ArgumentParser().exit(2, f"{Path(sys.argv[0]).name}: error: {error}\n")
+        return original(cls, args)
+
+    return from_cli_args
+
+
+def _read(args: Any) -> KangarooOptions | HiSpecOptions:
+    """The options in ``args.speculative_config``.
+
+    Args:
+        args: ``EngineArgs``, or the command line they are made from.
+
+    Raises:
+        OptionError: if they are wrong, or vLLM's own short forms stand beside them, which would have no effect.
+    """
+    keys = {"method": "method", "model": "model", "tokens": "num_speculative_tokens"}
+    for short, key in keys.items():
+        value = getattr(args, f"spec_{short}", None)
+        if value is not None:
+            raise OptionError(
+                f"--spec-{short}={value} cannot stand beside a speculative_config of method "
+                f"{args.speculative_config['method']!r}: set {key!r} in it instead."
+            )
+    return parse_options(args.speculative_config)
+
+
+def speculative_config_of_flags(args: Namespace) -> dict[str, Any] | None:
+    """What ``--speculative-model`` and ``--num-speculative-tokens`` stand for, or None if they are not used.
+
+    Raises:
+        OptionError: if they are given wrongly, or beside vLLM's own flags.
+    """
+    named = getattr(args, "speculative_model", None)
+    tokens = getattr(args, "num_speculative_tokens", None)
+    if named is None:
+        if tokens is not None:
+            raise OptionError(
+                f"--num-speculative-tokens={tokens} needs --speculative-model: give both, or set "
+                f"'num_speculative_tokens' in --speculative-config."
+            )
+        return None
+    for flag in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
+        if getattr(args, flag, None) is not None:
+            raise OptionError(
+                f"--speculative-model={named} and --{flag.replace('_', '-')} are mutually exclusive: give one of them."
+            )
+    method, _, model = named.partition(":")
+    if method not in METHODS:
+        raise OptionError(
+            f"--speculative-model={named} names no method of {', '.join(METHODS)}: give one, as METHOD or METHOD:PATH, "
+            f"or use --speculative-config for vLLM's own methods."
+        )
+    config: dict[str, Any] = {"method": method}
+    if model:
+        config["model"] = model
+    if tokens is not None:
+        config["num_speculative_tokens"] = tokens
+    return config

@@ -1,0 +1,191 @@
+"""The engine config of an early-exit engine: what is refused, and what vLLM must know of the plan."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from vllm.config import CUDAGraphMode, ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
+
+logger = init_logger(__name__)
+
+PLAN_KEY = "vllm_kangaroo"
+PROPOSER = "vllm_kangaroo.integration.runner_v1.proposer.EarlyExitProposer"
+EXECUTOR = "vllm_kangaroo.integration.runner_v1.executor.EarlyExitExecutor"
+DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round"}
+"""Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
+WORKERS = {
+    "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
+    "cuda": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitGPUWorker",
+}
+
+
+class EarlyExitVllmConfig(VllmConfig):
+    """A ``VllmConfig`` whose scheduler reserves KV slots for drafts, which vLLM does not do for custom proposers."""
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """KV slots past the scheduled tokens that drafting writes."""
+        return self.num_speculative_tokens
+
+    def compute_hash(self) -> str:
+        """vLLM's key of compiled code, in which of the plan only what shapes the compiled passes counts."""
+        plan = {
+            key: value
+            for key, value in self.additional_config[PLAN_KEY].items()
+            if key not in DRAFTING_ONLY
+        }
+        twin = copy.copy(self)
+        twin.additional_config = self.additional_config | {PLAN_KEY: plan}
+        return VllmConfig.compute_hash(twin)
+
+
+def plan_of(vllm_config: VllmConfig) -> EarlyExitPlan:
+    """The plan that travels in the engine config.
+
+    Raises:
+        OptionError: if there is none, because the proposer was named by hand.
+    """
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or PLAN_KEY not in additional:
+        raise OptionError(
+            f"speculative_config['model']={PROPOSER!r} is not a setting for users: set 'method' to 'kangaroo' instead."
+        )
+    return EarlyExitPlan.model_validate(additional[PLAN_KEY])
+
+
+def target_shape(model: ModelConfig) -> TargetShape:
+    """The target's shape as the options need it, before any split over devices."""
+    return TargetShape(
+        name=model.model,
+        architecture=model.architecture,
+        num_hidden_layers=model.get_total_num_hidden_layers(),
+        hidden_size=model.get_hidden_size(),
+        num_attention_heads=model.hf_text_config.num_attention_heads,
+        num_key_value_heads=model.get_total_num_kv_heads(),
+        head_dim=model.get_head_size(),
+        vocab_size=model.get_vocab_size(),
+    )
+
+
+def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Refuse what early-exit drafting cannot do.
+
+    Args:
+        args: the ``EngineArgs``.
+
+    Raises:
+        OptionError: naming the setting and the remedy.
+    """
+    name = model.model
+    drop = "leave out speculative_config for it"
+    refusals: list[tuple[bool, str]] = [
+        (
+            model.is_encoder_decoder,
+            f"{name} is an encoder-decoder, which has no exit ladder: {drop}.",
+        ),
+        (
+            model.is_hybrid or model.is_attention_free,
+            f"{name} has recurrent layers, whose state cannot be rewound to an exit: {drop}.",
+        ),
+        (
+            model.runner_type != "generate",
+            f"{name} does not generate text (runner={model.runner_type!r}): {drop}.",
+        ),
+        (
+            model.is_multimodal_model,
+            f"{name} is a multimodal model, which early-exit drafting does not serve: {drop}.",
+        ),
+        (
+            parallel.pipeline_parallel_size > 1,
+            (
+                f"pipeline_parallel_size={parallel.pipeline_parallel_size} splits the model by layers, as the exit ladder "
+                f"does: set it to 1 and use tensor_parallel_size."
+            ),
+        ),
+        (
+            parallel.data_parallel_size > 1,
+            (
+                f"data_parallel_size={parallel.data_parallel_size} is not supported with early-exit drafting: set it to 1 "
+                f"and start several servers."
+            ),
+        ),
+        (
+            parallel.decode_context_parallel_size > 1,
+            (
+                f"decode_context_parallel_size={parallel.decode_context_parallel_size} is not supported with early-exit "
+                f"drafting: set it to 1."
+            ),
+        ),
+        (
+            args.enable_lora,
+            "enable_lora=True is not supported with early-exit drafting: leave it out.",
+        ),
+        (
+            args.enable_prompt_embeds,
+            "enable_prompt_embeds=True is not supported with early-exit drafting: leave it out.",
+        ),
+        (
+            args.kv_transfer_config is not None,
+            f"kv_transfer_config={args.kv_transfer_config!r} is not supported with early-exit drafting: leave it out.",
+        ),
+        (
+            parallel.worker_cls not in ("auto", *WORKERS.values()),
+            f"worker_cls={parallel.worker_cls!r} cannot draft early: leave it at 'auto', which picks vllm-kangaroo's.",
+        ),
+        (
+            current_platform.device_type not in WORKERS,
+            (
+                f"device {current_platform.device_type!r} is not supported with early-exit drafting: use one of "
+                f"{', '.join(WORKERS)}."
+            ),
+        ),
+    ]
+    for refused, sentence in refusals:
+        if refused:
+            raise OptionError(sentence)
+
+
+def speculative_config(
+    plan: EarlyExitPlan, model: ModelConfig, parallel: ParallelConfig
+) -> SpeculativeConfig:
+    """The config vLLM runs: its open door for drafters from outside, leading to our proposer and worker."""
+    parallel.worker_cls = WORKERS[current_platform.device_type]
+    return SpeculativeConfig(
+        method="custom_class",
+        model=PROPOSER,
+        num_speculative_tokens=plan.num_speculative_tokens,
+        target_model_config=model,
+        target_parallel_config=parallel,
+    )
+
+
+def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
+    """Put the plan into the engine config, which carries it to every process.
+
+    Raises:
+        OptionError: if ``additional_config`` is not a dictionary.
+    """
+    additional: Any = vllm_config.additional_config
+    if not isinstance(additional, dict):
+        raise OptionError(
+            f"additional_config={additional!r} must be a dictionary for early-exit drafting: pass one, or leave it out."
+        )
+    vllm_config.additional_config = additional | {PLAN_KEY: plan.model_dump(mode="json")}
+    compilation = vllm_config.compilation_config
+    if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE) and current_platform.is_cuda():
+        logger.warning(
+            "Early-exit drafting runs without CUDA graphs: cudagraph_mode %s is set to NONE.",
+            compilation.cudagraph_mode.name,
+        )
+        compilation.cudagraph_mode = CUDAGraphMode.NONE
+        compilation.cudagraph_capture_sizes = []
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "mp":
+        parallel.distributed_executor_backend = EXECUTOR
+    vllm_config.__class__ = EarlyExitVllmConfig
+    return vllm_config

@@ -1,0 +1,72 @@
+"""What demo and benchmarks ask of a worker, ours or vLLM's own, through ``LLM.collective_rpc``.
+
+vLLM mixes :class:`Inspection` into the worker where an engine is started with ``worker_extension_cls=INSPECTION``;
+other engines know nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_kangaroo.integration.inspect import memory
+from vllm_kangaroo.integration.inspect.record import DraftRecord
+from vllm_kangaroo.options import OptionError
+
+INSPECTION = "vllm_kangaroo.integration.inspect.inspection.Inspection"
+
+
+class Inspection:
+    """Methods for ``collective_rpc``; an early-exit worker is needed where drafting is concerned."""
+
+    model_runner: Any
+
+    def record_drafts(self, on: bool) -> None:
+        """Begin or end keeping record of which exit chose each draft."""
+        self.model_runner.drafter.record = DraftRecord() if on else None
+
+    def take_draft_record(self) -> dict[str, dict[int, list[int]]]:
+        """What has been recorded since the last call, as :attr:`DraftRecord.rounds`."""
+        record = self.model_runner.drafter.record
+        found: dict[str, dict[int, list[int]]] = record.rounds
+        record.rounds = {}
+        return found
+
+    def set_draft_lengths(
+        self, num_speculative_tokens: int, tokens_per_round: int | None = None
+    ) -> None:
+        """Draft fewer tokens from the next round on than the engine was started for.
+
+        KV slots and exit store stay as large as they are, so nothing else depends on it.
+
+        Raises:
+            OptionError: if it would draft more.
+        """
+        most: int = self.model_runner.num_spec_tokens
+        if not 1 <= (tokens_per_round or 1) <= num_speculative_tokens <= most:
+            raise OptionError(
+                f"num_speculative_tokens={num_speculative_tokens} with draft_tokens_per_round={tokens_per_round} does "
+                f"not fit an engine started for {most}: start it for the largest number."
+            )
+        drafter = self.model_runner.drafter
+        lengths = {
+            "num_speculative_tokens": num_speculative_tokens,
+            "tokens_per_round": tokens_per_round,
+        }
+        drafter.plan = drafter.plan.model_copy(update=lengths)
+
+    def memory_in_use(self) -> dict[str, int]:
+        """Bytes that the engine's worker holds, by kind; see :class:`vllm_kangaroo.bench.memory.EngineMemory`."""
+        runner = self.model_runner
+        config = runner.kv_cache_config
+        # The blocks of a group share one size, and each group has one table: a position lies in one block of each.
+        tokens = config.num_blocks * config.kv_cache_groups[0].kv_cache_spec.block_size
+        kv_cache = memory.bytes_of(runner.kv_caches)
+        ladder = getattr(getattr(runner, "drafter", None), "ladder", None)
+        stores = [] if ladder is None else ladder.stores
+        return {
+            "weights": memory.bytes_of_weights([runner.model, getattr(runner, "drafter", None)]),
+            "kv_cache": kv_cache,
+            "kv_cache_per_token": kv_cache // tokens,
+            "exit_store": sum(store.nbytes for store in stores),
+            "exit_store_requests": len(stores[0].token_ids) if stores else 0,
+        }

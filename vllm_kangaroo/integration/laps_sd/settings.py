@@ -1,0 +1,61 @@
+"""LAPS-SD's options in vLLM's configuration, and what it does not serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions, parse_options
+
+OPTIONS_KEY = "laps_sd"
+SCHEDULER_NAMES = ("LapsSdScheduler", "AsyncLapsSdScheduler")
+
+
+def asks_for_laps_sd(vllm_config: Any) -> bool:
+    """Whether an engine of this ``VllmConfig`` is scheduled by LAPS-SD."""
+    found = vllm_config.scheduler_config.scheduler_cls
+    name = found if isinstance(found, str) else getattr(found, "__qualname__", "")
+    return name.rpartition(".")[2] in SCHEDULER_NAMES
+
+
+def scheduler_options(vllm_config: Any) -> LapsSdOptions:
+    """The options in ``additional_config["laps_sd"]``; the defaults without it.
+
+    Raises:
+        LapsSdError: naming the key, the value and the remedy.
+    """
+    additional = vllm_config.additional_config
+    return parse_options(additional.get(OPTIONS_KEY, {}) if isinstance(additional, dict) else {})
+
+
+def refuse_unsupported(vllm_config: Any) -> None:
+    """Refuse engines whose requests LAPS-SD cannot pause or whose lengths mean nothing.
+
+    Raises:
+        LapsSdError: naming the setting and the remedy.
+    """
+    model = vllm_config.model_config
+    drop = "leave out scheduler_cls, or"
+    refusals = [
+        (
+            vllm_config.kv_transfer_config is not None,
+            f"kv_transfer_config is set, and LAPS-SD cannot pause requests whose KV is transferred: {drop} leave it out.",
+        ),
+        (
+            vllm_config.ec_transfer_config is not None,
+            f"ec_transfer_config is set, and LAPS-SD does not serve encoder transfers: {drop} leave it out.",
+        ),
+        (
+            model.runner_type != "generate",
+            (
+                f"{model.model} does not generate text (runner={model.runner_type!r}), so that there is no answer "
+                f"length to schedule by: leave out scheduler_cls."
+            ),
+        ),
+        (
+            model.is_diffusion,
+            f"{model.model} is a diffusion model, which has a scheduler of its own: leave out scheduler_cls.",
+        ),
+    ]
+    for refused, sentence in refusals:
+        if refused:
+            raise LapsSdError(sentence)

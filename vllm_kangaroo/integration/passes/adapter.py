@@ -1,0 +1,95 @@
+"""The Kangaroo adapter as a vLLM module, its keys and values in the target's own block tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention.attention import _encode_layer_name
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.rotary_embedding import get_rope
+
+from vllm_kangaroo.adapters.config import AdapterConfig
+
+PREFIX = "kangaroo_adapter"
+
+
+class AdapterLayer(nn.Module):
+    """One pre-norm attention block without FFN, then a norm of its own (arXiv 2404.18911, section 3.2).
+
+    The attention layer registers itself with vLLM under its own name, so the KV cache manager gives it blocks as it
+    does the target's layers: same block ids, same prefix cache.
+    """
+
+    def __init__(self, config: AdapterConfig, vllm_config: VllmConfig, layer_index: int) -> None:
+        super().__init__()
+        prefix = f"{PREFIX}.layers.{layer_index}.self_attn"
+        self.head_dim = config.head_dim
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            config.head_dim,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            bias=False,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * config.head_dim,
+            config.hidden_size,
+            bias=False,
+            prefix=f"{prefix}.o_proj",
+        )
+        self.rotary_emb = get_rope(
+            config.head_dim,
+            max_position=vllm_config.model_config.max_model_len,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        )
+        self.attn = Attention(
+            self.qkv_proj.num_heads,
+            config.head_dim,
+            config.head_dim**-0.5,
+            num_kv_heads=self.qkv_proj.num_kv_heads,
+            cache_config=vllm_config.cache_config,
+            prefix=f"{prefix}.attn",
+        )
+        self.q_size = self.qkv_proj.num_heads * config.head_dim
+        self.kv_size = self.qkv_proj.num_kv_heads * config.head_dim
+
+    def _qkv(self, positions: Tensor, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv, _ = self.qkv_proj(self.input_layernorm(f))
+        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        q, k = self.rotary_emb(positions, q, k)
+        return q, k, v
+
+    def forward(self, positions: Tensor, f: Tensor) -> Tensor:
+        """Exit states ``f`` ``[tokens, N]`` -> what the LM head takes, ``[tokens, N]``; writes keys and values."""
+        q, k, v = self._qkv(positions, f)
+        attended, _ = self.o_proj(self.attn(q, k, v))
+        return self.norm(f + attended)
+
+    def absorb(self, positions: Tensor, f: Tensor) -> Tensor:
+        """Only write the keys and values of ``f`` ``[tokens, N]``; returns something that depends on the write."""
+        q, k, v = self._qkv(positions, f)
+        if self.attn.attn_backend.forward_includes_kv_cache_update or self.attn.use_direct_call:
+            return self.attn(q, k, v)
+        heads = (-1, self.attn.num_kv_heads, self.head_dim)
+        return torch.ops.vllm.unified_kv_cache_update(
+            k.reshape(heads), v.reshape(heads), _encode_layer_name(self.attn.layer_name)
+        )
+
+    def load(self, directory: Path) -> None:
+        """Load a checkpoint's tensors (checked by :meth:`AdapterConfig.load` before)."""
+        weights = load_file(directory / "model.safetensors")
+        self.input_layernorm.weight.data.copy_(weights["layers.0.input_layernorm.weight"])
+        self.norm.weight.data.copy_(weights["norm.weight"])
+        for shard in ("q", "k", "v"):
+            weight = weights[f"layers.0.self_attn.{shard}_proj.weight"]
+            self.qkv_proj.weight_loader(self.qkv_proj.weight, weight, shard)
+        self.o_proj.weight_loader(self.o_proj.weight, weights["layers.0.self_attn.o_proj.weight"])

@@ -1,0 +1,92 @@
+"""``vllm-kangaroo doctor``: versions, devices, seams, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vllm_kangaroo import __version__
+from vllm_kangaroo.options import OptionError
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "ray")
+CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "LD_PRELOAD")
+
+
+def doctor() -> None:
+    """Print versions, devices and seams found, and say what is wrong."""
+    console = Console()
+    problems = [*_versions(console), *_device(console), *_seams(console)]
+    if problems:
+        for problem in problems:
+            console.print(f"[red]wrong:[/red] {problem}", highlight=False)
+        raise typer.Exit(1)
+    console.print("[green]nothing wrong[/green]")
+
+
+def _versions(console: Console) -> list[str]:
+    from vllm_kangaroo.integration.register.versions import (
+        SUPPORTED,
+        installed_vllm,
+        refuse_unsupported_vllm,
+    )
+
+    table = Table("package", "version", title="Versions")
+    table.add_row("vllm-kangaroo", __version__)
+    table.add_row("python", platform.python_version())
+    found = installed_vllm()
+    if found is not None:
+        table.add_row(found[0], f"{found[1]} (supported: >={SUPPORTED[0]},<{SUPPORTED[1]})")
+    for name in PACKAGES:
+        try:
+            table.add_row(name, version(name))
+        except PackageNotFoundError:
+            table.add_row(name, "not installed")
+    console.print(table)
+    try:
+        refuse_unsupported_vllm()
+    except OptionError as error:
+        return [str(error)]
+    return []
+
+
+def _device(console: Console) -> list[str]:
+    from vllm.platforms import current_platform
+
+    from vllm_kangaroo.integration.config.plan import WORKERS
+
+    table = Table("device", "value", title="Devices")
+    kind = current_platform.device_type
+    table.add_row("platform", kind or "none")
+    if kind == "cuda":
+        table.add_row("name", current_platform.get_device_name())
+    elif kind == "cpu":
+        table.add_row("cores", str(len(os.sched_getaffinity(0))))
+        for name in CPU_VARIABLES:
+            table.add_row(name, os.environ.get(name, "not set"))
+    console.print(table)
+    if kind not in WORKERS:
+        return [f"device {kind!r} is not supported: use one of {', '.join(WORKERS)}."]
+    return []
+
+
+def _seams(console: Console) -> list[str]:
+    from vllm_kangaroo.integration.register.seams import check
+
+    table = Table(title="Seams")
+    table.add_column("seam in vLLM", overflow="fold")
+    table.add_column("how", no_wrap=True)
+    table.add_column("found")
+    findings = check()
+    for finding in findings:
+        table.add_row(finding.seam.target, finding.seam.how, finding.problem or "yes")
+    console.print(table)
+    return [
+        f"{finding.seam.target} has moved ({finding.problem}): install a vLLM {finding.seam.versions}."
+        for finding in findings
+        if finding.problem
+    ]

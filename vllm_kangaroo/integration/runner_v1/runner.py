@@ -1,0 +1,184 @@
+"""The V1 model runner with an exit ladder in place of one forward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+from vllm.forward_context import get_forward_context
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from vllm_kangaroo.drafting.kangaroo import Drafters
+from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
+from vllm_kangaroo.integration.sampling import greedy
+from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
+from vllm_kangaroo.ladder.spans import IntArray, Spans
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+class EarlyExitRunnerMixin(GPUModelRunner):
+    """Overrides the methods of the V1 runner at which drafting and verification differ.
+
+    It has no state of its own: the proposer that vLLM has created holds the ladder.
+    """
+
+    drafter: EarlyExitProposer
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # vLLM's profiling and warm-up call the model itself. They are to compile and measure the tiers, not the
+        # uncut model, which is never run.
+        model = self.get_model()
+        model.forward = self._model_forward
+        try:
+            return super()._dummy_run(*args, **kwargs)
+        finally:
+            del model.forward
+
+    def _model_forward(
+        self,
+        input_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        assert input_ids is not None and positions is not None
+        assert intermediate_tensors is None and inputs_embeds is None and not model_kwargs
+        batch = self.input_batch
+        count = batch.num_reqs
+        attended = bool(get_forward_context().attn_metadata)
+        if not attended or count == 0:  # a profiling or warm-up run
+            return self.drafter.warm(input_ids, positions, every_pass=not attended)
+        spans = Spans(
+            rows=np.arange(count),
+            slots=self.drafter.ladder.slots(batch.req_ids[:count]),
+            starts=batch.num_computed_tokens_cpu[:count].astype(np.int64),
+            lengths=np.diff(self.query_start_loc.np[: count + 1]).astype(np.int64),
+        )
+        return self.drafter.forward(spans, input_ids, self.input_ids.np, positions)
+
+    def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        # Without a draft in the whole batch there is nothing to reject, and vLLM's rejection sampler fails on the
+        # CPU where a request then sets top_k alone.
+        if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
+            spec_decode_metadata = None
+        elif spec_decode_metadata is not None and greedy.serves(
+            self.input_batch.sampling_metadata, self.device
+        ):
+            assert logits is not None
+            return SamplerOutput(
+                sampled_token_ids=greedy.verify(logits, spec_decode_metadata), logprobs_tensors=None
+            )
+        return super()._sample(logits, spec_decode_metadata)
+
+    def propose_draft_token_ids(
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled_token_ids: list[list[int]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[list[int]]:
+        batch = self.input_batch
+        drafts: list[list[int]] = [[] for _ in range(batch.num_reqs)]
+        sampled = np.flatnonzero([len(tokens) > 0 for tokens in sampled_token_ids])
+        if not len(sampled):
+            return drafts
+        ladder = self.drafter.ladder
+        newest = batch.num_tokens_no_spec[sampled].astype(np.int64) - 1
+        slots = ladder.slots([batch.req_ids[row] for row in sampled])
+        ladder.rewind(slots, newest)
+        ladder.at_rest(slots, newest)
+        limits = np.empty(len(sampled), dtype=np.int64)
+        stop_ids = []
+        for at, row in enumerate(sampled):
+            params = self.requests[batch.req_ids[row]].sampling_params
+            # Not all_stop_token_ids: that names the end of text even where the request ignores it.
+            stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
+            limits[at] = self._draft_limit(int(newest[at]), int(row), params)
+            if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
+                limits[at] = 0
+        which = np.flatnonzero(limits > 0)
+        if not len(which):
+            return drafts
+        rows = sampled[which]
+        drafters = Drafters(
+            rows=rows,
+            slots=slots[which],
+            starts=newest[which],
+            token_ids=[sampled_token_ids[row][-1] for row in rows],
+            limits=limits[which],
+            stop_ids=[stop_ids[at] for at in which],
+        )
+        drawn = self.drafter.draft(drafters, self._draft_sampling(rows))
+        for row, token_ids in zip(rows, drawn, strict=True):
+            drafts[row] = token_ids
+        return drafts
+
+    def _draft_sampling(self, rows: IntArray) -> RequestSampling | None:
+        """How to draw drafts for the requests in ``rows``; None if each gets the likeliest."""
+        batch = self.input_batch
+        metadata = batch.sampling_metadata
+        if self.drafter.plan.draft_sample_method == "greedy" or metadata.all_greedy:
+            return None
+        # vLLM cuts drafts that a grammar forbids: drafts drawn by chance would then be cut by what they are, which
+        # would bias what is sampled in their place.
+        params = [self.requests[batch.req_ids[row]].sampling_params for row in rows]
+        certain = [one is None or one.structured_outputs is not None for one in params]
+        sampling = RequestSampling(metadata, rows, certain)
+        return None if sampling.all_certain else sampling
+
+    def _get_spec_decode_draft_probs(self, spec_decode_metadata: Any) -> Tensor | None:
+        return self.drafter.distributions.of(
+            self.input_batch.req_ids,
+            spec_decode_metadata.num_draft_tokens,
+            spec_decode_metadata.draft_token_ids,
+        )
+
+    def _draft_limit(self, newest: int, row: int, params: Any) -> int:
+        """Most drafts that can still be of use: the model's length and ``max_tokens`` end a request first."""
+        room = self.max_model_len - 2 - newest
+        produced = newest + 1 - int(self.input_batch.num_prompt_tokens[row])
+        if params.max_tokens is not None:
+            room = min(room, params.max_tokens - produced - 1)
+        if produced < params.min_tokens:
+            # vLLM forbids the token after the last draft to stop if the step begins below the minimum.
+            room = min(room, params.min_tokens - produced - 1)
+        return min(self.drafter.plan.num_speculative_tokens, room)
+
+    def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
+        # vLLM zeroes the drafts of the whole batch when one request nears the length limit; ours are limited one by one.
+        return common_attn_metadata is not None
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        gone = scheduler_output.preempted_req_ids or set()
+        for request_id in gone | scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+            self.drafter.ladder.forget(request_id)
+            self.drafter.distributions.drop(request_id)
+        for request_id in scheduler_output.finished_req_ids:
+            self.drafter.ladder.close(request_id)
+            self.drafter.distributions.drop(request_id)
+        return super()._update_states(scheduler_output)
+
+    def early_exit_counters(self) -> dict[str, Any]:
+        """The ladder's counters, for tests and benchmarks."""
+        ladder = self.drafter.ladder
+        return ladder.counters.as_dict() | {
+            "store_bytes": sum(store.nbytes for store in ladder.stores)
+        }
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(*args, **kwargs)
+        self.drafter.attach(self)
+
+
+class EarlyExitCPUModelRunner(EarlyExitRunnerMixin, CPUModelRunner):
+    """For vLLM's CPU backend."""
+
+
+class EarlyExitGPUModelRunner(EarlyExitRunnerMixin, GPUModelRunner):
+    """For CUDA."""

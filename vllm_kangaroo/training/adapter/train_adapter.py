@@ -1,0 +1,219 @@
+"""``vllm-kangaroo train adapter``: from data files to adapter checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig
+from vllm_kangaroo.adapters.reference import save_adapter
+from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Figures, Progress
+from vllm_kangaroo.training.adapter.on_policy import ANSWERS_FILE, answer_data
+from vllm_kangaroo.training.data.training_data import SPLIT, hashes, load_tokenizer, load_windows
+from vllm_kangaroo.training.data.windows import Windows
+from vllm_kangaroo.training.run import parallel
+from vllm_kangaroo.training.run.curve import Row, write_curve
+from vllm_kangaroo.training.run.progress import progress_bar
+from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.target import Target
+
+DRAWN = ("expected_acceptance", "top1_agreement")
+
+
+def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[AdapterConfig]:
+    """Train, save to ``options.out`` and return what was saved, by exit in the order given.
+
+    Under ``torchrun`` several processes share each step's windows and, with ``options.shard``, the
+    target's layers. Interrupted, the run leaves its state in ``options.out``; the same call goes on
+    from there and ends with the weights of an uninterrupted run. What is saved are the weights that
+    were best on held-out data.
+
+    Raises:
+        TargetError, ShardingError: see `Target.load`.
+        DataError, AnswerError: see `read_documents`, `answer_data`.
+        ResumeError: an adapter, or the state of another run, in ``out``.
+    """
+    device = parallel.join(options.device)
+    try:
+        run = {**_run_identity(options), "processes": parallel.size()}
+        own = options.model_copy(update={"device": device})
+        configs = _train(own, run, Console(quiet=True) if parallel.rank() else console)
+        parallel.wait()  # all leave with nothing under way
+        return configs
+    finally:
+        parallel.leave()
+
+
+def _train(
+    options: AdapterTrainingOptions, run: dict[str, Any], console: Console
+) -> list[AdapterConfig]:
+    first = parallel.rank() == 0
+    state = load_state(options.out, run)
+    for exit_layer in options.exit_layer if state is None else ():
+        if (options.out_of(exit_layer) / CONFIG_FILE).exists():
+            raise ResumeError(
+                f"--out '{options.out_of(exit_layer)}' already holds an adapter; name a new "
+                "directory"
+            )
+    origin = of_checkpoint()
+    dtype = getattr(torch, options.dtype)
+    target = Target.load(options.model, options.exit_layer, dtype, options.device, options.shard)
+    data = options.data
+    if options.on_policy:
+        if first:
+            answer_data(options, _answer_identity(run), console)
+        parallel.wait()
+        data = (options.out / ANSWERS_FILE,)
+    console.print("reading data")
+    windows, held_out = load_windows(
+        data,
+        options.held_out,
+        load_tokenizer(options.model),
+        window=options.window,
+        seed=options.seed,
+        fraction=options.held_out_fraction,
+        most=options.held_out_windows,
+    )
+    steps = options.steps or max(len(windows) // options.batch_size, 1)
+    trainer = AdapterTrainer(target, windows, steps, options)
+    console.print(trainer.features.describe())
+    if state is None:
+        bare = {name: trainer.measure(part, bare=True) for name, part in held_out.items()}
+        rows: list[Row] = []
+        _print(console, "bare exit head", bare)
+    else:
+        bare, rows = state["bare"], state["rows"]
+        trainer.restore(state["trainer"])
+        console.print(f"going on after step {trainer.progress.step}")
+
+    def save() -> None:
+        if not first:
+            return
+        saved = {"run": run, "bare": bare, "rows": rows, "trainer": trainer.state()}
+        save_state(options.out, saved)
+
+    def measure() -> Figures:
+        figures = trainer.measure(held_out[SPLIT])
+        trainer.keep_best(figures)
+        rows.extend(_rows(trainer, figures))
+        if first:
+            write_curve(options.out, rows, DRAWN)
+        return figures
+
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=steps, loss=0.0, seen="")
+
+        def after_step(progress: Progress) -> None:
+            if progress.step % options.eval_every == 0 and progress.step < steps:
+                figures = measure()
+                bar.update(task, seen=_describe(figures[options.exit_layer[0]]))
+                _print(console, f"step {progress.step}", {SPLIT: figures})
+            bar.update(task, completed=progress.step, loss=progress.loss)
+            if progress.step % options.save_every == 0:
+                save()
+
+        bar.update(task, completed=trainer.progress.step)
+        try:
+            trainer.run(after_step)
+        except KeyboardInterrupt:
+            save()
+            raise
+    if not rows or rows[-1]["step"] < steps:
+        measure()
+    save()
+    training = {
+        **origin,
+        "options": options.model_dump(mode="json"),
+        "data": data_files(data),
+        "held_out": data_files(options.held_out),
+        "split": f"{len(held_out[SPLIT])} evenly spaced of {len(windows)} more windows",
+        "steps": steps,
+        "tokens": steps * options.batch_size * options.window,
+        "processes": parallel.size(),
+        "seconds": round(trainer.progress.seconds, 1),
+    }
+    configs = _save_best(trainer, options, training, held_out, bare, console)
+    if first:
+        remove_state(options.out)
+    return configs
+
+
+def _save_best(
+    trainer: AdapterTrainer,
+    options: AdapterTrainingOptions,
+    training: dict[str, Any],
+    held_out: dict[str, Windows],
+    bare: dict[str, Figures],
+    console: Console,
+) -> list[AdapterConfig]:
+    """Write the best weights of each adapter, with their figures."""
+    for pupil in trainer.pupils:
+        pupil.take_best()
+    best = {name: trainer.measure(part) for name, part in held_out.items()}
+    _print(console, "adapter", best)
+    configs = []
+    for pupil in trainer.pupils:
+        layer = pupil.exit_layer
+        figures = {"adapter": _rounded(best, layer), "bare_exit_head": _rounded(bare, layer)}
+        own = {**training, "best_step": pupil.best.step, "figures": figures}
+        config = trainer.target.adapter_config(layer, options.dtype, own)
+        if parallel.rank() == 0:
+            save_adapter(pupil.adapter, config, options.out_of(layer))
+        configs.append(config)
+    return configs
+
+
+def _run_identity(options: AdapterTrainingOptions) -> dict[str, Any]:
+    """What must not change between the parts of an interrupted run."""
+    fixed = options.model_dump(mode="json", exclude={"out", "save_every"})
+    return {**fixed, "sha256": hashes(sorted({*options.data, *options.held_out}))}
+
+
+def _answer_identity(run: dict[str, Any]) -> dict[str, Any]:
+    """Of that, what fixes the model's own answers."""
+    names = ("model", "data", "dtype", "seed", "on_policy_temperature", "on_policy_tokens")
+    own = {name: run[name] for name in names}
+    return {**own, "sha256": {name: run["sha256"][name] for name in run["data"]}}
+
+
+def _rows(trainer: AdapterTrainer, figures: Figures) -> list[Row]:
+    """A measurement as rows of the curve, one per exit."""
+    progress, options = trainer.progress, trainer.options
+    return [
+        {
+            "step": progress.step,
+            "tokens": progress.step * options.batch_size * options.window,
+            "learning_rate": trainer.learning_rate(progress.step),
+            "training_loss": progress.loss,
+            "exit_layer": exit_layer,
+            **{f"held_out_{key}" if key == "loss" else key: value for key, value in each.items()},
+        }
+        for exit_layer, each in figures.items()
+    ]
+
+
+def _describe(figures: dict[str, float]) -> str:
+    return (
+        f"acceptance {figures['expected_acceptance']:.3f}  "
+        f"agreement {figures['top1_agreement']:.3f}"
+    )
+
+
+def _print(console: Console, title: str, parts: dict[str, Figures]) -> None:
+    for name, by_exit in parts.items():
+        for exit_layer, figures in by_exit.items():
+            where = f"{title}, held-out {name}" + (
+                f", exit {exit_layer}" if len(by_exit) > 1 else ""
+            )
+            console.print(f"{where}: loss {figures['loss']:.4f}  {_describe(figures)}")
+
+
+def _rounded(parts: dict[str, Figures], exit_layer: int) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: round(value, 4) for key, value in part[exit_layer].items()}
+        for name, part in parts.items()
+    }

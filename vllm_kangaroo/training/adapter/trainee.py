@@ -1,0 +1,118 @@
+"""One adapter in training: its start, its optimizer, its best weights so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_kangaroo.adapters.reference import KangarooAdapter
+from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.run.sharding import gathered
+from vllm_kangaroo.training.run.target import Target, TargetError
+
+
+@dataclass
+class Best:
+    """The weights with the highest figure on held-out data."""
+
+    step: int = -1
+    figure: float = -1.0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Pupil:
+    """An adapter of one exit and its AdamW (betas 0.9 and 0.95, as in the paper)."""
+
+    def __init__(self, target: Target, exit_layer: int, options: AdapterTrainingOptions) -> None:
+        self.exit_layer = exit_layer
+        self.clip = options.clip
+        self.adapter = start_adapter(target, exit_layer, options).to(options.device)
+        self.best = Best()
+        parameters = list(self.adapter.parameters())
+        matrices = [p for p in parameters if p.ndim == 2]
+        norms = [p for p in parameters if p.ndim == 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": options.weight_decay},
+                {"params": norms, "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+            betas=(0.9, 0.95),
+        )
+
+    def step(self, learning_rate: float) -> None:
+        """Follow the gradients that have been added up, and clear them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def keep_if_best(self, step: int, figure: float) -> None:
+        """Remember the weights if no earlier ones came to as high a figure."""
+        if figure > self.best.figure:
+            weights = {name: t.detach().clone() for name, t in self.adapter.state_dict().items()}
+            self.best = Best(step, figure, weights)
+
+    def take_best(self) -> None:
+        """Go back to the best weights."""
+        self.adapter.load_state_dict(self.best.weights)
+
+    def state(self) -> dict[str, Any]:
+        """See `AdapterTrainer.state`."""
+        return {
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": {
+                "step": self.best.step,
+                "figure": self.best.figure,
+                "weights": self.best.weights,
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `AdapterTrainer.restore`."""
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = Best(**state["best"])
+
+
+def start_adapter(
+    target: Target, exit_layer: int, options: AdapterTrainingOptions
+) -> KangarooAdapter:
+    """A fresh adapter in float32 that drafts as the bare exit head does, or a little better.
+
+    Its output norm is the target's. With ``next-layer`` its attention is a copy of the layer that
+    the exit skips first; with ``random`` its output projection is zero.
+
+    Raises:
+        TargetError: a next layer without attention of the adapter's shape.
+    """
+    torch.manual_seed(options.seed)
+    adapter = KangarooAdapter(target.adapter_config(exit_layer, "float32", {}))
+    state = adapter.state_dict()
+    state["norm.weight"].copy_(target.norm_scale(target.final_norm))
+    if options.init == "random":
+        state["layers.0.self_attn.o_proj.weight"].zero_()
+        return adapter
+    with gathered(target.model.get_decoder().layers[exit_layer]) as layer:
+        _copy_attention(target, layer, exit_layer, state)
+    return adapter
+
+
+def _copy_attention(target: Target, layer: Any, exit_layer: int, state: dict[str, Tensor]) -> None:
+    source = dict(layer.named_parameters())
+    for name, tensor in state.items():
+        part = name.removeprefix("layers.0.")
+        if part == name:
+            continue
+        if part not in source or source[part].shape != tensor.shape:
+            raise TargetError(
+                f"--init next-layer finds no {part} of shape {list(tensor.shape)} in the target's "
+                f"layer {exit_layer}; give --init random"
+            )
+        norm = part == "input_layernorm.weight"
+        tensor.copy_(target.norm_scale(layer.input_layernorm) if norm else source[part])

@@ -1,0 +1,212 @@
+"""Train a model so that its early exits can be read by its own norm and head (arXiv 2404.16710).
+
+Everything drawn at random is a function of seed and step, so that a run can go on anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
+from vllm_kangaroo.training.data.windows import Order, Windows
+from vllm_kangaroo.training.exits.exit_loss import backward, exit_weights
+from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
+from vllm_kangaroo.training.exits.layer_dropout import draw, hooked, probabilities
+
+
+class ExitTrainer:
+    """The training loop's state and its one step."""
+
+    def __init__(
+        self,
+        model: Any,
+        windows: Windows,
+        long_windows: Windows | None,
+        steps: int,
+        options: ExitTrainingOptions,
+    ) -> None:
+        self.model = model.to(options.device).float().train()
+        self.options = options
+        self.steps = steps
+        self.progress = Progress()
+        self.layers = len(self.model.get_decoder().layers)
+        tokens = options.batch_size * options.window
+        self.sources = [
+            (part, Order(len(part), tokens // part.ids.shape[1], options.seed))
+            for part in (windows, long_windows)
+            if part is not None
+        ]
+        self.optimizers = _optimizers(self.model, options)
+        self.peaks = [group["lr"] for each in self.optimizers for group in each.param_groups]
+
+    def rate(self, step: int) -> float:
+        """Factor on the peak rates: linear warm-up, constant, linear decay to 0."""
+        warmup = min(self.options.warmup_steps, self.steps // 2)
+        decay = self.options.decay_share * self.steps
+        rising = (step + 1) / warmup if step < warmup else 1.0
+        return min(rising, (self.steps - step) / decay if decay else 1.0, 1.0)
+
+    def exits(self, step: int) -> list[int]:
+        """The exits of a step: one in rotation and those drawn, in order, the last layer left out."""
+        every = self.options.exit_layer or tuple(range(1, self.layers))
+        chosen = {every[step % len(every)]} if every else set()
+        drawn = self._random(step).integers(1, self.layers, self.options.random_exits)
+        return sorted(chosen | set(drawn.tolist())) if self.layers > 1 else []
+
+    def _random(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.options.seed, step, 1])
+
+    def step(self) -> None:
+        """One optimizer step."""
+        begin = time.monotonic()
+        done = self.progress.step
+        options = self.options
+        long = len(self.sources) > 1 and self._random(done).random() < options.long_share
+        windows, order = self.sources[long]
+        rows = order.rows(done)
+        chances = probabilities(self.layers, options.layer_dropout * self._ramp(done))
+        skipped = draw(len(rows), chances, options.seed * 1_000_003 + done)
+        loss = self.progress.loss
+        counted = windows.counted[rows][:, :-1]
+        if counted.any():
+            parts = np.array_split(np.arange(len(rows)), min(options.accumulate, len(rows)))
+            full = sum(
+                self._backward(windows, rows[part], skipped[:, part], int(counted.sum()), done)
+                for part in parts
+            )
+            self._follow(done)
+            loss = full if math.isnan(loss) else 0.98 * loss + 0.02 * full
+        seconds = self.progress.seconds + time.monotonic() - begin
+        self.progress = Progress(done + 1, loss, seconds)
+
+    def _ramp(self, step: int) -> float:
+        if not self.options.dropout_ramp or self.steps == 1:
+            return 1.0
+        return float(2 ** (step / (self.steps - 1)) - 1)
+
+    def _backward(
+        self, windows: Windows, rows: Any, skipped: Tensor, count: int, step: int
+    ) -> float:
+        """The full model's share in a step's loss, every loss's gradient added up."""
+        ids, counted = (part.to(self.options.device) for part in windows.select(rows))
+        counted = counted[:, :-1]
+        if not counted.any():
+            return 0.0
+        weights = exit_weights(
+            self.exits(step), self.layers, self.options.exit_scale, self.options.exit_weights
+        )
+        with self._autocast():
+            states = self._states(ids, list(weights), skipped)
+            normed = [states[layer][:, :-1][counted] for layer in weights]
+            losses = backward(
+                normed, ids[:, 1:][counted], list(weights.values()), self.logits, count
+            )
+        return losses[-1]
+
+    def _states(
+        self, ids: Tensor, exits: list[int], skipped: Tensor | None = None
+    ) -> dict[int, Tensor]:
+        """What the head takes at each exit, ``[B, T, N]``; exit L is the full model."""
+        decoder = self.model.get_decoder()
+        with hooked(decoder.layers, skipped, exits) as states:
+            final = decoder(ids, use_cache=False).last_hidden_state
+        return {
+            layer: final if layer == self.layers else decoder.norm(states[layer]) for layer in exits
+        }
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _autocast(self) -> Any:
+        if self.options.dtype != "bfloat16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.options.device).type, torch.bfloat16)
+
+    def _follow(self, step: int) -> None:
+        """Follow the gradients, and clear them."""
+        groups = [group for each in self.optimizers for group in each.param_groups]
+        for group, peak in zip(groups, self.peaks, strict=True):
+            group["lr"] = peak * self.rate(step)
+        adamw = [p for group in self.optimizers[0].param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(adamw, self.options.clip)
+        for each in self.optimizers:
+            each.step()
+        self.model.zero_grad()
+
+    @torch.no_grad()
+    def measure(self, windows: Windows, exits: list[int]) -> Figures:
+        """Per prediction, by exit (L for the full model): ``loss`` and ``top1_agreement``."""
+        self.model.eval()
+        loss = dict.fromkeys(exits, 0.0)
+        same = dict.fromkeys(exits, 0)
+        total = 0
+        for ids, marks in windows.batches(self.options.batch_size):
+            ids, counted = ids.to(self.options.device), marks[:, :-1].to(self.options.device)
+            labels = ids[:, 1:][counted]
+            total += len(labels)
+            with self._autocast():
+                states = self._states(ids, [*exits, self.layers])
+                kept = {layer: state[:, :-1][counted] for layer, state in states.items()}
+                for at in range(0, len(labels), 1024):
+                    part = slice(at, at + 1024)
+                    chosen = self.logits(kept[self.layers][part]).argmax(-1)
+                    for layer in exits:
+                        logits = self.logits(kept[layer][part])
+                        loss[layer] += nn.functional.cross_entropy(
+                            logits, labels[part], reduction="sum"
+                        ).item()
+                        same[layer] += int((logits.argmax(-1) == chosen).sum())
+        self.model.train()
+        return {
+            layer: {"loss": loss[layer] / total, "top1_agreement": same[layer] / total}
+            for layer in exits
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later process needs to go on as if never stopped."""
+        return {
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up `state` of an earlier process."""
+        self.progress = replace(self.progress, **state["progress"])
+        self.model.load_state_dict(state["model"])
+        for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            each.load_state_dict(saved)
+
+    def run(self, after_step: Callable[[Progress], None]) -> None:
+        """Step until `steps` are done, calling ``after_step`` each time."""
+        while self.progress.step < self.steps:
+            self.step()
+            after_step(self.progress)
+
+
+def _optimizers(model: Any, options: ExitTrainingOptions) -> list[torch.optim.Optimizer]:
+    """AdamW first, and Muon for the layers' matrices if it is asked for."""
+    inside = {id(p) for p in model.get_decoder().layers.parameters() if p.ndim == 2}
+    matrices = [p for p in model.parameters() if id(p) in inside]
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    decay = options.weight_decay
+    groups: list[dict[str, Any]] = [{"params": rest, "weight_decay": 0.0}]
+    if options.optimizer == "adamw":
+        groups.append({"params": matrices, "weight_decay": decay})
+        return [torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95))]
+    return [
+        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95)),
+        torch.optim.Muon(matrices, lr=options.muon_learning_rate, weight_decay=decay),
+    ]

@@ -1,0 +1,211 @@
+"""``vllm-kangaroo train exits``: from data files to a model with early exits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
+from vllm_kangaroo.training.data.training_data import SPLIT, hashes, load_tokenizer, load_windows
+from vllm_kangaroo.training.data.windows import Windows
+from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
+from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
+from vllm_kangaroo.training.run.curve import Row, write_curve
+from vllm_kangaroo.training.run.progress import progress_bar
+from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.target import TargetError
+
+CONFIG_FILE = "config.json"
+TRAINING_FILE = "training.json"
+_DRAWN = ("held_out_loss", "top1_agreement")
+_MOST_MEASURED = 6
+
+
+def train_exits(options: ExitTrainingOptions, console: Console) -> None:
+    """Train and write a Hugging Face checkpoint, with its provenance beside it, to ``options.out``.
+
+    Interrupted, the run leaves its state in ``options.out``; the same call goes on from there and
+    ends with the weights of an uninterrupted run.
+
+    Raises:
+        TargetError, DataError: a model, config or data that cannot be used.
+        ResumeError: a checkpoint, or the state of another run, in ``out``.
+    """
+    run = options.model_dump(mode="json", exclude={"out", "save_every", "eval_every"})
+    run["sha256"] = hashes(sorted({*options.data, *options.held_out}))
+    state = load_state(options.out, run)
+    if state is None and (options.out / CONFIG_FILE).exists():
+        raise ResumeError(f"--out '{options.out}' already holds a model; name a new directory")
+    origin = of_checkpoint()
+    torch.manual_seed(options.seed)
+    model = _load(options)
+    tokenizer = load_tokenizer(options.tokenizer or options.model or "")
+    console.print("reading data")
+    windows, held_out = _windows(options, tokenizer, options.window)
+    long_windows = None
+    if options.long_window is not None:
+        long_windows, _ = _windows(options, tokenizer, options.long_window)
+    tokens = options.batch_size * options.window
+    steps = options.steps or max(windows.ids.size // tokens, 1)
+    trainer = ExitTrainer(model, windows, long_windows, steps, options)
+    _check_exits(options, trainer.layers)
+    measured = _measured(options.exit_layer, trainer.layers)
+    rows: list[Row] = []
+    if state is not None:
+        rows = state["rows"]
+        trainer.restore(state["trainer"])
+        console.print(f"going on after step {trainer.progress.step}")
+        del state
+
+    def save() -> None:
+        save_state(options.out, {"run": run, "rows": rows, "trainer": trainer.state()})
+
+    def measure() -> None:
+        figures = trainer.measure(held_out[SPLIT], measured)
+        rows.extend(_rows(trainer, figures, tokens))
+        write_curve(options.out, rows, _DRAWN, title="exit")
+        console.print(f"step {trainer.progress.step}: {_describe(figures)}")
+
+    if not rows:
+        measure()
+    with progress_bar(console) as bar:
+        task = bar.add_task("", total=steps, loss=0.0, seen="")
+
+        def after_step(progress: Progress) -> None:
+            if progress.step % options.eval_every == 0 and progress.step < steps:
+                measure()
+            bar.update(task, completed=progress.step, loss=progress.loss)
+            if progress.step % options.save_every == 0:
+                save()
+
+        bar.update(task, completed=trainer.progress.step)
+        try:
+            trainer.run(after_step)
+        except KeyboardInterrupt:
+            save()
+            raise
+    if rows[-1]["step"] < steps:
+        measure()
+    save()
+    training = {
+        **origin,
+        "options": options.model_dump(mode="json"),
+        "data": data_files(options.data),
+        "held_out": data_files(options.held_out),
+        "steps": steps,
+        "tokens": steps * tokens,
+        "seconds": round(trainer.progress.seconds, 1),
+        "figures": {name: trainer.measure(part, measured) for name, part in held_out.items()},
+    }
+    _write(trainer, tokenizer, training, options)
+    remove_state(options.out)
+
+
+def _load(options: ExitTrainingOptions) -> Any:
+    """The model in float32: of a checkpoint, or new ones of a config."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Fused attention is the slower one in training on CPUs.
+    kind = "eager" if torch.device(options.device).type == "cpu" else "sdpa"
+    name = options.model if options.model is not None else options.config
+    try:
+        if options.model is not None:
+            if not Path(options.model).is_dir():
+                raise TargetError(f"--model '{name}' is no directory; give a local checkpoint")
+            model = AutoModelForCausalLM.from_pretrained(
+                options.model, dtype=torch.float32, attn_implementation=kind, local_files_only=True
+            )
+        else:
+            assert options.config is not None
+            values = json.loads(options.config.read_text(encoding="utf-8"))
+            config = AutoConfig.for_model(values.pop("model_type"), **values)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=kind
+            )
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, TargetError):
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise TargetError(f"'{name}' cannot be loaded ({first}); give a Llama or Qwen") from None
+    if not hasattr(model.get_decoder(), "norm"):
+        raise TargetError(
+            f"'{name}' ({model.config.model_type}) has no norm before its head; only decoders such "
+            "as Llama and Qwen can be trained for early exits"
+        )
+    return model
+
+
+def _windows(
+    options: ExitTrainingOptions, tokenizer: Any, window: int
+) -> tuple[Windows, dict[str, Windows]]:
+    return load_windows(
+        options.data,
+        options.held_out,
+        tokenizer,
+        window=window,
+        seed=options.seed,
+        fraction=options.held_out_fraction,
+        most=options.held_out_windows,
+        whole=options.loss_on == "all",
+    )
+
+
+def _check_exits(options: ExitTrainingOptions, layers: int) -> None:
+    for exit_layer in options.exit_layer:
+        if not 1 <= exit_layer < layers:
+            raise TargetError(
+                f"--exit-layer {exit_layer} is outside the model's {layers} layers; give 1 to "
+                f"{layers - 1}"
+            )
+
+
+def _measured(exits: tuple[int, ...], layers: int) -> list[int]:
+    """Exits to report, the full model last."""
+    every = sorted(exits) or list(range(1, layers))
+    spread = every[:: -(-len(every) // _MOST_MEASURED)] if every else []
+    return [*spread, layers]
+
+
+def _rows(trainer: ExitTrainer, figures: Figures, tokens: int) -> list[Row]:
+    progress = trainer.progress
+    return [
+        {
+            "step": progress.step,
+            "tokens": progress.step * tokens,
+            "rate": trainer.rate(progress.step),
+            "training_loss": progress.loss,
+            "exit_layer": layer,
+            "held_out_loss": each["loss"],
+            "top1_agreement": each["top1_agreement"],
+        }
+        for layer, each in figures.items()
+    ]
+
+
+def _describe(figures: Figures) -> str:
+    return "  ".join(
+        f"exit {layer}: loss {each['loss']:.3f} agreement {each['top1_agreement']:.3f}"
+        for layer, each in figures.items()
+    )
+
+
+def _write(
+    trainer: ExitTrainer, tokenizer: Any, training: dict[str, Any], options: ExitTrainingOptions
+) -> None:
+    """Write the checkpoint beside ``out``'s state, then move it in, ``config.json`` last."""
+    folder = options.out / ".checkpoint"
+    shutil.rmtree(folder, ignore_errors=True)
+    model = trainer.model.eval().to(getattr(torch, options.dtype))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    text = json.dumps(training, indent=2) + "\n"
+    (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        path.replace(options.out / path.name)
+    folder.rmdir()
