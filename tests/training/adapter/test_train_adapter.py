@@ -28,7 +28,7 @@ from vllm_kangaroo.training.run.state import ResumeError
 
 FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
 ERRORS = ("DataError", "TargetError", "ResumeError", "ShardingError", "ValidationError")
-SCRIPT = slow_script("adapter_trainer.AdapterTrainer")
+SCRIPT = slow_script("adapter.adapter_trainer.AdapterTrainer")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.training.stopping import slow_script, wait_for
 from vllm_kangaroo.cli.train import train_app
 from vllm_kangaroo.demo import demo_model_path
 
-SCRIPT = slow_script("exit_trainer.ExitTrainer")
+SCRIPT = slow_script("exits.exit_trainer.ExitTrainer")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
