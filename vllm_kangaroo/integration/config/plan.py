@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from vllm.config import CUDAGraphMode, ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 
 logger = init_logger(__name__)
 
-PLAN_KEY = "vllm_kangaroo"
 PROPOSER = "vllm_kangaroo.integration.runner_v1.proposer.EarlyExitProposer"
 EXECUTOR = "vllm_kangaroo.integration.runner_v1.executor.EarlyExitExecutor"
-DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round"}
-"""Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
 WORKERS = {
     "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
     "cuda": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitGPUWorker",
 }
 
 
-class EarlyExitVllmConfig(VllmConfig):
+class EarlyExitVllmConfig(PluginVllmConfig):
     """A ``VllmConfig`` whose scheduler reserves KV slots for drafts, which vLLM does not do for custom proposers."""
 
     @property
     def num_lookahead_tokens(self) -> int:
         """KV slots past the scheduled tokens that drafting writes."""
         return self.num_speculative_tokens
-
-    def compute_hash(self) -> str:
-        """vLLM's key of compiled code, in which of the plan only what shapes the compiled passes counts."""
-        plan = {
-            key: value
-            for key, value in self.additional_config[PLAN_KEY].items()
-            if key not in DRAFTING_ONLY
-        }
-        twin = copy.copy(self)
-        twin.additional_config = self.additional_config | {PLAN_KEY: plan}
-        return VllmConfig.compute_hash(twin)
 
 
 def plan_of(vllm_config: VllmConfig) -> EarlyExitPlan:

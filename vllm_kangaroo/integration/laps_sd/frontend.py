@@ -9,11 +9,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_kangaroo.integration.laps_sd.metrics import LapsSdProm
-from vllm_kangaroo.integration.laps_sd.settings import (
-    asks_for_laps_sd,
-    refuse_unsupported,
-    scheduler_options,
-)
+from vllm_kangaroo.integration.laps_sd.settings import asks_for_laps_sd, take_up
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY, read_hint
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
@@ -34,12 +30,10 @@ def install() -> None:
 def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = original(self, *args, **kwargs)
-        if asks_for_laps_sd(config):
+        if take_up(config):
             from vllm.v1.engine.input_processor import InputProcessor
             from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-            refuse_unsupported(config)
-            scheduler_options(config)
             _wrap(InputProcessor, "_validate_params", _validate_params)
             _wrap(PrometheusStatLogger, "__init__", _init_prometheus)
             _wrap(PrometheusStatLogger, "record", _record)

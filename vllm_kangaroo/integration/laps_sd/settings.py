@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import VllmConfig
+
+from vllm_kangaroo.integration.config.compile_key import LAPS_SD_KEY, PluginVllmConfig
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions, parse_options
 
-OPTIONS_KEY = "laps_sd"
 SCHEDULER_NAMES = ("LapsSdScheduler", "AsyncLapsSdScheduler")
 
 
@@ -24,7 +26,41 @@ def scheduler_options(vllm_config: Any) -> LapsSdOptions:
         LapsSdError: naming the key, the value and the remedy.
     """
     additional = vllm_config.additional_config
-    return parse_options(additional.get(OPTIONS_KEY, {}) if isinstance(additional, dict) else {})
+    return parse_options(additional.get(LAPS_SD_KEY, {}) if isinstance(additional, dict) else {})
+
+
+def take_up(vllm_config: Any) -> bool:
+    """Check a finished engine configuration, and keep LAPS-SD's options out of vLLM's key of compiled code.
+
+    Returns:
+        Whether it is LAPS-SD's.
+
+    Raises:
+        LapsSdError: for options that are wrong or have no effect, or a configuration it does not serve.
+    """
+    if not asks_for_laps_sd(vllm_config):
+        refuse_idle_options(vllm_config)
+        return False
+    refuse_unsupported(vllm_config)
+    scheduler_options(vllm_config)
+    if type(vllm_config) is VllmConfig:  # that of an early-exit engine keeps them out by itself
+        vllm_config.__class__ = PluginVllmConfig
+    return True
+
+
+def refuse_idle_options(vllm_config: Any) -> None:
+    """Refuse options of LAPS-SD for vLLM's own scheduler, which would have no effect.
+
+    Raises:
+        LapsSdError: naming the key, the value and the remedy.
+    """
+    additional = vllm_config.additional_config
+    given = additional.get(LAPS_SD_KEY) if isinstance(additional, dict) else None
+    if given and vllm_config.scheduler_config.scheduler_cls is None:
+        raise LapsSdError(
+            f"additional_config['laps_sd']={given!r} has no effect on vLLM's own scheduler: set scheduler_cls to "
+            f"'vllm_kangaroo.LapsSdScheduler', or leave it out."
+        )
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

@@ -72,7 +72,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "vllm.config:VllmConfig.compute_hash",
         "overridden",
-        "Draft length and threshold change no compiled pass, so they stay out of the compile cache's key.",
+        "Draft length, threshold and a scheduler's options change no compiled pass: they stay out of the compile cache's key.",
     ),
     Seam(
         "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer",
