@@ -65,4 +65,4 @@ def test_ratios_are_of_one_stream():
     ]
     result = ReplayResult(settings={}, pairs=pairs)
     assert (result.ratio.low, result.ratio.median, result.ratio.high) == (0.5, 0.625, 0.75)
-    assert [pair.bound for pair in pairs] == [0.5, 0.5]
+    assert [pair.oracle for pair in pairs] == [0.5, 0.5]

@@ -19,6 +19,7 @@ from vllm_kangaroo.laps_sd.simulator.engine import simulate
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import SimulationSettings, compare
 from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, StepTime, fit, read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, TraceRequest, read_trace
+from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 from vllm_kangaroo.laps_sd.simulator.workload import (
     Acceptance,
     Workload,
@@ -80,7 +81,7 @@ def test_every_policy_serves_every_request(batch_size: int, drafts: int):
         baselines.fcfs(),
         baselines.las(),
         LapsSdPolicy(LapsSdOptions(), EmpiricalLengths()),
-        baselines.srpt(lambda name, rounds: len(workload.rounds[int(name)]) - rounds),
+        baselines.srpt(TrueWork(workload, [each.prompt_tokens for each in facts], FLAT)),
     ):
         outcome = simulate(workload, facts, policy, FLAT, batch_size=batch_size)
         assert (outcome.finished >= outcome.first_token).all()

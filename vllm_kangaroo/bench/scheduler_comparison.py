@@ -36,7 +36,7 @@ class Run(BaseModel):
     simulated_mean_s: float | None = None
     """Mean latency of the same arrivals and rounds in the simulator."""
     simulated_srpt_s: float | None = None
-    """The same under the shortest true remaining time first, which no scheduler can know."""
+    """The same under an oracle, the shortest true remaining time first."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -63,8 +63,8 @@ class Pair(BaseModel):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def bound(self) -> float | None:
-        """The least ratio to be had: the simulator's under SRPT over its own under FCFS, both at the steps of vLLM's."""
+    def oracle(self) -> float | None:
+        """The ratio of an oracle: the simulator's under SRPT over its own under FCFS, both at the steps of vLLM's."""
         if self.fcfs.simulated_srpt_s is None or self.fcfs.simulated_mean_s is None:
             return None
         return self.fcfs.simulated_srpt_s / self.fcfs.simulated_mean_s

@@ -20,6 +20,7 @@ from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs, srp
 from vllm_kangaroo.laps_sd.simulator.engine import simulate
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import FrozenLengths
 from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, fit
+from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 from vllm_kangaroo.laps_sd.simulator.workload import Workload
 
 
@@ -77,13 +78,14 @@ class Model:
         own: SimulatedPolicy = fcfs()
         if name != "fcfs":
             own = LapsSdPolicy(LapsSdOptions(), HintedLengths(FrozenLengths(self._predictor)))
-        best = srpt(lambda request, done: len(rounds[int(request)]) - done)
+        prompts = [each.prompt_tokens for each in facts]
+        oracle = srpt(TrueWork(workload, prompts, step_time, batch_size=self._batch_size))
         at_once = replace(workload, arrivals=np.zeros(count))
         offered = count / float(stream.arrivals[-1])
         return Simulated(
             load=offered / full_batches(ended(fcfs(), at_once), self._batch_size),
             simulated_mean_s=float((ended(own, workload) - stream.arrivals).mean()),
-            simulated_srpt_s=float((ended(best, workload) - stream.arrivals).mean()),
+            simulated_srpt_s=float((ended(oracle, workload) - stream.arrivals).mean()),
         )
 
 

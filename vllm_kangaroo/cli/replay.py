@@ -124,7 +124,7 @@ def replay_command(
             console.print(
                 f"simulated: {pair.fcfs.simulated_mean_s:.2f} s ({pair.fcfs.simulated_off:+.0%}) and "
                 f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%}); the load was "
-                f"{pair.fcfs.load:.2f} and {pair.laps_sd.load:.2f}; who knew all would come to {pair.bound:.2f}x"
+                f"{pair.fcfs.load:.2f} and {pair.laps_sd.load:.2f}; an oracle would come to {pair.oracle:.2f}x"
             )
         for llm in engines.values():
             llm.llm_engine.engine_core.shutdown()

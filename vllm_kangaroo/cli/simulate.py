@@ -125,6 +125,8 @@ def print_result(result: SimulationResult, console: Console) -> None:
         ]
         table.add_row(name, *(f"{figure:.2f}" for figure in figures))
     console.print(table)
+    if result.bound_mean_latency_s is not None:
+        console.print(f"no schedule has a mean below {result.bound_mean_latency_s:.2f} s")
 
 
 def draw(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
+from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 
 
 class SimulatedPolicy(Protocol):
@@ -28,12 +29,14 @@ class SimulatedPolicy(Protocol):
 
 
 class _Job:
-    __slots__ = ("attained", "facts", "key", "request_id", "rounds")
+    __slots__ = ("attained", "facts", "key", "prompt_tokens", "request_id", "rounds")
 
     def __init__(self, request_id: RequestId, facts: RequestFacts) -> None:
         self.request_id = request_id
         self.facts = facts
         self.attained = 0.0
+        self.prompt_tokens = 0
+        """Of the prompt, those that have been run."""
         self.rounds = 0
         self.key = 0.0
 
@@ -87,6 +90,7 @@ class KeyPolicy:
             job = self._jobs.get(one.request_id)
             if job is not None:
                 job.attained += share
+                job.prompt_tokens += one.prompt_tokens
                 job.rounds += one.rounds
                 job.key = self._key(job)
 
@@ -114,10 +118,12 @@ def las(base_rounds: float = 4.0, growth: float = 2.0, queues: int = 8) -> KeyPo
     return policy
 
 
-def srpt(seconds_left: Callable[[RequestId, int], float]) -> KeyPolicy:
-    """Shortest remaining time, by true lengths and true acceptance: a bound, which no scheduler can know.
+def srpt(work: TrueWork) -> KeyPolicy:
+    """Shortest remaining time first, by true lengths and true acceptance, prompts included: an oracle.
 
-    Args:
-        seconds_left: from a request and the rounds it has run.
+    It is no bound, since steps cannot be interrupted, and in batches the order by time need not be the best. For one
+    request at a time, :func:`~vllm_kangaroo.laps_sd.simulator.true_work.least_mean_latency` is one.
     """
-    return KeyPolicy(lambda job: seconds_left(job.request_id, job.rounds), preemptive=True)
+    return KeyPolicy(
+        lambda job: work.left(int(job.request_id), job.prompt_tokens, job.rounds), preemptive=True
+    )

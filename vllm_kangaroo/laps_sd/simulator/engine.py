@@ -13,6 +13,7 @@ from vllm_kangaroo.laps_sd.engine_time import Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
 from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
+from vllm_kangaroo.laps_sd.simulator.true_work import TOKEN_BUDGET
 from vllm_kangaroo.laps_sd.simulator.workload import Workload
 
 
@@ -74,7 +75,7 @@ def simulate(
     step_time: StepTime,
     *,
     batch_size: int,
-    token_budget: int = 2048,
+    token_budget: int = TOKEN_BUDGET,
     stride: int = 1,
 ) -> Outcome:
     """Run a workload to its end.
@@ -135,11 +136,13 @@ def _step(
     width, drafts = stream.width, stream.drafts
     if not prompts:
         seconds = step_time.seconds(len(ids), len(ids) * width, kv, drafts)
-        times = 1
-        if stride > 1:
-            times = min(min(len(stream.rounds[each]) - stream.at[each] for each in ids), stride)
-            if until_arrival < times * seconds:
-                times = max(1, min(times, ceil(until_arrival / seconds)))
+        if stride == 1:
+            return [stream.decode(each, 1) for each in ids], seconds
+        times = min(min(len(stream.rounds[each]) - stream.at[each] for each in ids), stride)
+        if step_time.per_kv:
+            return _rounds_that_grow(stream, ids, step_time, seconds, times, until_arrival)
+        if until_arrival < times * seconds:
+            times = max(1, min(times, ceil(until_arrival / seconds)))
         return [stream.decode(each, times) for each in ids], times * seconds
     budget = token_budget - len(decoding) * width
     step = [stream.decode(each, 1) for each in decoding]
@@ -151,3 +154,21 @@ def _step(
     tokens = len(decoding) * width + prompt
     drafts = drafts if decoding else 0
     return step, step_time.seconds(len(step), tokens, kv + prompt, drafts, prompt)
+
+
+def _rounds_that_grow(
+    stream: _Stream,
+    ids: Sequence[int],
+    step_time: StepTime,
+    seconds: float,
+    times: int,
+    until_arrival: float,
+) -> tuple[list[Progress], float]:
+    """Up to that many rounds, each longer than the last by the positions it adds to those that are read."""
+    total, done = seconds, 1
+    while done < times and total < until_arrival:
+        read = sum(stream.rounds[each][stream.at[each] + done - 1] + 1 for each in ids)
+        seconds += step_time.per_kv * read
+        total += seconds
+        done += 1
+    return [stream.decode(each, done) for each in ids], total

@@ -30,6 +30,7 @@ from vllm_kangaroo.laps_sd.simulator.simulation_results import (
 )
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork, least_mean_latency
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload, make_workload
 
 POLICIES = ("fcfs", "sjf", "las", "laps-sd", "srpt")
@@ -126,12 +127,18 @@ def compare(
     facts = [known[at] for at in pick.tolist()]
     trained = _trained([_facts(each, settings) for each in trace[:split]], settings)
     lengths = np.array([each.true_tokens for each in facts], dtype=np.int64)
+    work = TrueWork(
+        workload,
+        [each.prompt_tokens for each in facts],
+        settings.step_time,
+        batch_size=settings.batch_size,
+    )
 
     results: dict[str, PolicyResult] = {}
     outcomes: dict[str, Outcome] = {}
     for name in policies:
         predictor = deepcopy(trained)
-        policy = _policy(name, predictor if fits else FrozenLengths(predictor), settings, workload)
+        policy = _policy(name, predictor if fits else FrozenLengths(predictor), settings, work)
         outcome = simulate(
             workload,
             facts,
@@ -148,10 +155,14 @@ def compare(
             )
         else:
             results[name] = summarise(workload, lengths, outcome)
+    bound = None
+    if settings.batch_size == 1:
+        bound = least_mean_latency(workload.arrivals, work.totals())
     result = SimulationResult(
         settings=settings.model_dump(mode="json"),
         requests=len(pick),
         mean_output_tokens=float(lengths.mean()),
+        bound_mean_latency_s=bound,
         policies=results,
     )
     return Comparison(workload, result, outcomes)
@@ -181,7 +192,7 @@ def _trained(earlier: Sequence[RequestFacts], settings: SimulationSettings) -> L
 
 
 def _policy(
-    name: str, predictor: LengthPredictor, settings: SimulationSettings, workload: Workload
+    name: str, predictor: LengthPredictor, settings: SimulationSettings, work: TrueWork
 ) -> baselines.SimulatedPolicy:
     makers: dict[str, Callable[[], baselines.SimulatedPolicy]] = {
         "fcfs": baselines.fcfs,
@@ -190,8 +201,6 @@ def _policy(
             settings.options.base_rounds, settings.options.growth, settings.options.queues
         ),
         "laps-sd": lambda: LapsSdPolicy(settings.options, predictor),
-        "srpt": lambda: baselines.srpt(
-            lambda request, rounds: len(workload.rounds[int(request)]) - rounds
-        ),
+        "srpt": lambda: baselines.srpt(work),
     }
     return makers[name]()

@@ -37,6 +37,8 @@ class SimulationResult(BaseModel):
     settings: dict[str, object]
     requests: int
     mean_output_tokens: float
+    bound_mean_latency_s: float | None = None
+    """No schedule of this stream has a smaller mean; for one request at a time only."""
     policies: dict[str, PolicyResult]
 
 
@@ -60,7 +62,8 @@ def summarise(
     if estimates:
         pairs = np.array(estimates)
         pairs = pairs[pairs[:, 1] > 0]
-        error = float(np.mean(np.abs(pairs[:, 0] - pairs[:, 1]) / pairs[:, 1]))
+        if len(pairs):
+            error = float(np.mean(np.abs(pairs[:, 0] - pairs[:, 1]) / pairs[:, 1]))
     p50, p90, p99 = np.quantile(latency, [0.5, 0.9, 0.99]).tolist()
     return PolicyResult(
         mean_latency_s=float(latency.mean()),
