@@ -103,8 +103,8 @@ def shift_drafts(engine: Engine, patch: pytest.MonkeyPatch) -> None:
     draft_pass = engine.proposer._draft
 
     class Shifted:
-        def __call__(self, input_ids: Tensor, positions: Tensor) -> Any:
-            return draft_pass(input_ids, positions + 1)
+        def __call__(self, input_ids: Tensor, positions: Tensor, *memory: Any) -> Any:
+            return draft_pass(input_ids, positions + 1, *memory)
 
     patch.delattr(engine.proposer, "_draft")
     patch.setattr(engine.proposer, "_draft", Shifted(), raising=False)

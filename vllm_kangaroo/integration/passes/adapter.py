@@ -14,7 +14,10 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
-from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.adapters.config import WEIGHTS_FILE, AdapterConfig
+from vllm_kangaroo.integration.passes.cutting import residual_stream
+from vllm_kangaroo.integration.passes.exit_head import ExitHead
+from vllm_kangaroo.ladder.store import State
 
 PREFIX = "kangaroo_adapter"
 
@@ -86,10 +89,45 @@ class AdapterLayer(nn.Module):
 
     def load(self, directory: Path) -> None:
         """Load a checkpoint's tensors (checked by :meth:`AdapterConfig.load` before)."""
-        weights = load_file(directory / "model.safetensors")
+        weights = load_file(directory / WEIGHTS_FILE)
         self.input_layernorm.weight.data.copy_(weights["layers.0.input_layernorm.weight"])
         self.norm.weight.data.copy_(weights["norm.weight"])
         for shard in ("q", "k", "v"):
             weight = weights[f"layers.0.self_attn.{shard}_proj.weight"]
             self.qkv_proj.weight_loader(self.qkv_proj.weight, weight, shard)
         self.o_proj.weight_loader(self.o_proj.weight, weights["layers.0.self_attn.o_proj.weight"])
+
+
+class KangarooHead(ExitHead):
+    """One :class:`AdapterLayer` before the target's LM head: ``model_type`` ``kangaroo_adapter``.
+
+    Args:
+        layer_index: number of its attention layer; adapters are numbered after the target's layers.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        config: AdapterConfig,
+        vllm_config: VllmConfig,
+        layer_index: int,
+    ) -> None:
+        super().__init__(target, vllm_config)
+        self.adapter = AdapterLayer(config, vllm_config, layer_index)
+
+    def load(self, directory: Path) -> None:
+        """See :meth:`ExitHead.load`."""
+        self.adapter.load(directory)
+
+    def attention_layers(self) -> tuple[str, ...]:
+        """See :meth:`ExitHead.attention_layers`."""
+        return (self.adapter.attn.layer_name,)
+
+    def absorb(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+        """See :meth:`ExitHead.absorb`."""
+        return self.adapter.absorb(positions, residual_stream(state))
+
+    def hidden(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+        """See :meth:`ExitHead.hidden`."""
+        found: Tensor = self.adapter(positions, residual_stream(state))
+        return found

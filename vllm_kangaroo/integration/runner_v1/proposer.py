@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.utils.torch_utils import set_default_torch_dtype
 
-from vllm_kangaroo.adapters.config import AdapterConfig
-from vllm_kangaroo.adapters.reference import norm_fingerprint
 from vllm_kangaroo.drafting import hispec, kangaroo
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.inspect.record import DraftRecord
-from vllm_kangaroo.integration.passes import tiers
-from vllm_kangaroo.integration.passes.adapter import AdapterLayer
+from vllm_kangaroo.integration.passes import cutting, passes
 from vllm_kangaroo.integration.passes.attention import PagedAttention
+from vllm_kangaroo.integration.passes.compiled import compiled, direct
+from vllm_kangaroo.integration.passes.exit_head import BareHead, ExitHead
+from vllm_kangaroo.integration.passes.heads import load_head
 from vllm_kangaroo.integration.sampling.distributions import DraftDistributions
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
 from vllm_kangaroo.ladder.ladder import Ladder
@@ -52,58 +51,57 @@ class EarlyExitProposer:
         Raises:
             OptionError: if the model cannot be cut, or an adapter was trained for other weights.
         """
-        decoder = tiers.find_decoder(target)
-        keys = tiers.state_keys(target, self.vllm_config)
+        decoder = cutting.find_decoder(target)
+        keys = cutting.state_keys(target, self.vllm_config)
         self._pad = (None,) * (2 - len(keys))
         exits = (0, *self.plan.exits)
         layers = exits[-1]
-        norm = tiers.LayerRange(decoder, keys, layers, layers, last=True)
+        norm = cutting.LayerRange(decoder, keys, layers, layers, last=True)
         ranges = [
-            tiers.LayerRange(decoder, keys, start, end, last=tier == len(exits) - 2)
+            cutting.LayerRange(decoder, keys, start, end, last=tier == len(exits) - 2)
             for tier, (start, end) in enumerate(pairwise(exits))
         ]
         keys_of = {"kangaroo": ("model",), "hispec": ("draft_adapter", "verify_adapter")}
-        adapters = [
-            None
+        heads: list[ExitHead] = [
+            BareHead(target, self.vllm_config, norm)
             if path is None
-            else self._load_adapter(key, Path(path), layers + at, target, decoder)
+            else load_head(key, Path(path), self.vllm_config, layers + at, target, decoder)
             for at, (key, path) in enumerate(
                 zip(keys_of[self.plan.method], self.plan.adapters, strict=False)
             )
         ]
-        heads = [tiers.ExitHead(target, norm, adapter) for adapter in adapters]
 
-        self._bottom = self._compiled(tiers.BottomPass, 0, tier=ranges[0], adapter=adapters[0])
-        self._draft = self._compiled(tiers.DraftingPass, 0, tier=ranges[0], exit=heads[0])
+        self._bottom = self._compiled(passes.BottomPass, 0, tier=ranges[0], head=heads[0])
+        self._draft = self._compiled(passes.DraftingPass, 0, tier=ranges[0], head=heads[0])
         self._middle = [
-            self._compiled(tiers.MiddlePass, t, tier=ranges[t], adapter=adapters[t])
+            self._compiled(passes.MiddlePass, t, tier=ranges[t], head=heads[t])
             for t in range(1, len(ranges) - 1)
         ]
         self._check = [
-            self._compiled(tiers.CheckingPass, t, tier=ranges[t], exit=heads[t])
+            self._compiled(passes.VerifierPass, t, tier=ranges[t], head=heads[t])
             for t in range(1, len(ranges) - 1)
         ]
-        self._top = self._compiled(tiers.TopPass, len(ranges) - 1, tier=ranges[-1])
+        self._top = self._compiled(passes.TopPass, len(ranges) - 1, tier=ranges[-1])
         # Each graph costs start-up time; without graphs there is next to nothing to be gained.
         self._joined: Any = None
         if not self.vllm_config.model_config.enforce_eager:
             self._joined = self._compiled(
-                tiers.JoinedPass,
+                passes.JoinedPass,
                 len(ranges) - 1,
                 lower=nn.ModuleList(ranges[:-1]),
-                adapters=adapters,
+                heads=heads,
                 top=ranges[-1],
             )
         self._draw: list[Any] = []
         self._weigh: list[Any] = []
         if self.plan.draft_sample_method == "probabilistic":
-            self._draw = [self._compiled(tiers.DrawingPass, 0, tier=ranges[0], exit=heads[0])]
+            self._draw = [self._compiled(passes.DraftLogitsPass, 0, tier=ranges[0], head=heads[0])]
             self._weigh = [
-                self._compiled(tiers.WeighingPass, t, tier=ranges[t], exit=heads[t])
+                self._compiled(passes.VerifierLogitsPass, t, tier=ranges[t], head=heads[t])
                 for t in range(1, len(ranges) - 1)
             ]
         self.ladder = Ladder(
-            lambda input_ids, positions: self._bottom(input_ids, positions)[0],
+            lambda input_ids, positions: self._bottom(input_ids, positions, None)[0],
             [partial(self._run_middle, at) for at in range(len(self._middle))],
             lambda positions, state: self._top(positions, *state, *self._pad),
             width=self.plan.num_speculative_tokens + 1,
@@ -111,7 +109,7 @@ class EarlyExitProposer:
             joined=None
             if self._joined is None
             else lambda ids, tail, positions, order, state: self._joined(
-                ids, tail, positions, order, *state, *self._pad
+                ids, tail, positions, order, *state, *self._pad, None
             )[0],
         )
         heads_named = ", ".join(
@@ -123,31 +121,7 @@ class EarlyExitProposer:
 
     def _compiled(self, kind: Any, number: int, /, **parts: Any) -> Any:
         # The plan's exits and adapters are part of the config's hash, which is part of the compile cache's key.
-        return tiers.compiled(kind, f"tier {number + 1}", self.vllm_config, **parts)
-
-    def _load_adapter(
-        self, key: str, directory: Path, index: int, target: nn.Module, decoder: nn.Module
-    ) -> AdapterLayer:
-        config = AdapterConfig.load(directory)
-        norm = getattr(decoder, "norm", None)
-        if config.target.norm_fingerprint is not None and norm is not None:
-            ours = norm_fingerprint(norm.weight.data)
-            if ours != config.target.norm_fingerprint:
-                raise OptionError(
-                    f"speculative_config[{key!r}]={str(directory)!r} was trained for {config.target.name_or_path} "
-                    f"(fingerprint {config.target.norm_fingerprint}), but the weights of "
-                    f"{self.vllm_config.model_config.model} have {ours}: use an adapter trained for this model, or "
-                    f"train one with `vllm-kangaroo train adapter`."
-                )
-        model_config = self.vllm_config.model_config
-        with set_default_torch_dtype(model_config.dtype), self.vllm_config.device_config.device:
-            layer = AdapterLayer(config, self.vllm_config, index)
-        layer.load(directory)
-        for module in layer.modules():
-            if (quant_method := getattr(module, "quant_method", None)) is not None:
-                quant_method.process_weights_after_loading(module)
-        layer.attn.process_weights_after_loading(model_config.dtype)
-        return layer.eval()
+        return compiled(kind, f"tier {number + 1}", self.vllm_config, **parts)
 
     def attach(self, runner: Any) -> None:
         """Serve this runner's batches. Call once its block tables exist."""
@@ -171,24 +145,24 @@ class EarlyExitProposer:
         some = slice(0, self._fullest)
         if every_pass:
             for run in (self._draft, *self._draw):
-                run(input_ids[some].to(torch.int32), positions[some])
+                run(input_ids[some].to(torch.int32), positions[some], None)
         state = self.ladder.bottom(input_ids, positions)
         for at, middle in enumerate(self.ladder.middle):
             for check in (self._check[at], *self._weigh[at : at + 1]) if every_pass else ():
-                check(positions[some], *(part[some].clone() for part in state), *self._pad)
+                check(positions[some], *(part[some].clone() for part in state), *self._pad, None)
             state = middle(positions, state)
         if every_pass and self._joined is not None:
             self._warm_joined(input_ids, positions, state)
         hidden = self.ladder.top(positions, state)
         if every_pass:
-            self._bottom, self._draft = tiers.direct(self._bottom), tiers.direct(self._draft)
-            self._draw = [tiers.direct(run) for run in self._draw]
-            self._weigh = [tiers.direct(run) for run in self._weigh]
-            self._middle = [tiers.direct(run) for run in self._middle]
-            self._check = [tiers.direct(run) for run in self._check]
-            self._top = tiers.direct(self._top)
+            self._bottom, self._draft = direct(self._bottom), direct(self._draft)
+            self._draw = [direct(run) for run in self._draw]
+            self._weigh = [direct(run) for run in self._weigh]
+            self._middle = [direct(run) for run in self._middle]
+            self._check = [direct(run) for run in self._check]
+            self._top = direct(self._top)
             if self._joined is not None:
-                self._joined = tiers.direct(self._joined)
+                self._joined = direct(self._joined)
         return hidden
 
     @property
@@ -207,6 +181,7 @@ class EarlyExitProposer:
             torch.arange(tail + stored, device=positions.device),
             *(part.new_zeros(stored, part.shape[1]) for part in state),
             *self._pad,
+            None,
         )
 
     def forward(
@@ -223,7 +198,11 @@ class EarlyExitProposer:
             sampling: by which drafts are drawn; None takes the likeliest.
         """
         plan = self.plan
-        draft_pass = self._draft if sampling is None else self._draw[0]
+        run = self._draft if sampling is None else self._draw[0]
+
+        def draft_pass(input_ids: Tensor, positions: Tensor) -> Any:
+            return run(input_ids, positions, None)
+
         with self.attention.drafting():
             if plan.tokens_per_round is None:
                 drafts = kangaroo.draft(
@@ -240,7 +219,7 @@ class EarlyExitProposer:
                     self.ladder,
                     drafters,
                     draft_pass,
-                    lambda positions, state: check(positions, *state, *self._pad),
+                    lambda positions, state: check(positions, *state, *self._pad, None),
                     self.attention,
                     tokens_per_round=plan.tokens_per_round,
                     threshold=plan.confidence_threshold,
@@ -254,7 +233,7 @@ class EarlyExitProposer:
         return drafts.token_ids
 
     def _run_middle(self, at: int, positions: Tensor, state: State) -> State:
-        return cast(State, self._middle[at](positions, *state, *self._pad)[0])
+        return cast(State, self._middle[at](positions, *state, *self._pad, None)[0])
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
         """vLLM's hook for drafters without hidden states; the runner drafts through :meth:`draft` instead."""
