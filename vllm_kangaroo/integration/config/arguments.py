@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 import threading
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_kangaroo import environment
+from vllm_kangaroo.integration.register import patching
+from vllm_kangaroo.integration.register.patching import Patch
 from vllm_kangaroo.integration.register.versions import refuse_unsupported_vllm
 from vllm_kangaroo.options import (
     METHODS,
@@ -25,32 +26,27 @@ from vllm_kangaroo.options import (
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 
+ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs"
 logger = logging.getLogger("vllm.plugins.kangaroo")  # a child of vLLM's, so that its level holds
 
-MARK = "_vllm_kangaroo_original"
 _plans = threading.local()  # the plan of the engine config being built in this thread
 
 
 def install() -> None:
-    """Wrap ``EngineArgs`` once; later calls find the wrappers in place."""
-    from vllm.engine.arg_utils import EngineArgs
+    """Wrap ``EngineArgs`` once; later calls find the wrappers in place.
 
-    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
-    _wrap(EngineArgs, "create_speculative_config", _create_speculative_config)
-    _wrap(EngineArgs, "add_cli_args", _add_cli_args, staticmethod)
-    _wrap(EngineArgs, "from_cli_args", _from_cli_args, classmethod)
-
-
-def _wrap(
-    cls: type, name: str, make: Callable[[Any], Any], kind: Callable[[Any], Any] = lambda f: f
-) -> None:
-    own = cls.__dict__[name]
-    original = getattr(own, "__func__", own)
-    if hasattr(original, MARK):
-        return
-    wrapper = functools.wraps(original)(make(original))
-    setattr(wrapper, MARK, original)
-    setattr(cls, name, kind(wrapper))
+    Raises:
+        SeamError: if it is not as the register says.
+    """
+    wrappers = (
+        ("create_engine_config", _create_engine_config),
+        ("create_speculative_config", _create_speculative_config),
+        ("add_cli_args", _add_cli_args),
+        ("from_cli_args", _from_cli_args),
+    )
+    patching.apply(
+        *(Patch(f"{ENGINE_ARGS}.{name}", make, "early exits") for name, make in wrappers)
+    )
 
 
 def asks_for_us(config: Any) -> bool:

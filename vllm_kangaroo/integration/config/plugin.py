@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 
@@ -18,6 +19,10 @@ def register() -> None:
         return
     from vllm_kangaroo.integration.config import arguments
     from vllm_kangaroo.integration.laps_sd import frontend as laps_sd_frontend
+    from vllm_kangaroo.integration.register.patching import SeamError
 
-    arguments.install()
-    laps_sd_frontend.install()
+    try:
+        arguments.install()
+        laps_sd_frontend.install()
+    except SeamError as error:  # raised from here, it would end engines that do not ask for us
+        logging.getLogger("vllm.plugins.kangaroo").error("vllm-kangaroo is not in use: %s", error)

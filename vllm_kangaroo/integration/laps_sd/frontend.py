@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,10 @@ from vllm.exceptions import VLLMValidationError
 
 from vllm_kangaroo.integration.laps_sd.metrics import LapsSdProm
 from vllm_kangaroo.integration.laps_sd.settings import asks_for_laps_sd, take_up
+from vllm_kangaroo.integration.register import patching
+from vllm_kangaroo.integration.register.patching import Patch
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY, read_hint
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-
-MARK = "_vllm_kangaroo_laps_sd"
 
 
 class HintError(VLLMValidationError, LapsSdError):
@@ -21,33 +20,32 @@ class HintError(VLLMValidationError, LapsSdError):
 
 
 def install() -> None:
-    """Wrap the making of engine configurations, once; those of other schedulers are passed through."""
-    from vllm.engine.arg_utils import EngineArgs
+    """Wrap the making of engine configurations, once; those of other schedulers are passed through.
 
-    _wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    Raises:
+        SeamError: if it is not as the register says.
+    """
+    _wrap({"vllm.engine.arg_utils:EngineArgs.create_engine_config": _create_engine_config})
+
+
+def _wrap(wrappers: dict[str, Callable[[Any], Callable[..., Any]]]) -> None:
+    patching.apply(*(Patch(target, make, "LAPS-SD") for target, make in wrappers.items()))
 
 
 def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = original(self, *args, **kwargs)
         if take_up(config):
-            from vllm.v1.engine.input_processor import InputProcessor
-            from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-            _wrap(InputProcessor, "_validate_params", _validate_params)
-            _wrap(PrometheusStatLogger, "__init__", _init_prometheus)
-            _wrap(PrometheusStatLogger, "record", _record)
+            _wrap(
+                {
+                    "vllm.v1.engine.input_processor:InputProcessor._validate_params": _validate_params,
+                    "vllm.v1.metrics.loggers:PrometheusStatLogger.__init__": _init_prometheus,
+                    "vllm.v1.metrics.loggers:PrometheusStatLogger.record": _record,
+                }
+            )
         return config
 
     return create_engine_config
-
-
-def _wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    if not hasattr(original, MARK):
-        wrapped = functools.wraps(original)(wrapper(original))
-        setattr(wrapped, MARK, True)
-        setattr(owner, name, wrapped)
 
 
 def _validate_params(original: Callable[..., Any]) -> Callable[..., Any]:

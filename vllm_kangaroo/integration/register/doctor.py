@@ -30,7 +30,7 @@ def doctor() -> None:
 
 def _versions(console: Console) -> list[str]:
     from vllm_kangaroo.integration.register.versions import (
-        SUPPORTED,
+        SUPPORTED_RANGE,
         installed_vllm,
         refuse_unsupported_vllm,
     )
@@ -40,7 +40,7 @@ def _versions(console: Console) -> list[str]:
     table.add_row("python", platform.python_version())
     found = installed_vllm()
     if found is not None:
-        table.add_row(found[0], f"{found[1]} (supported: >={SUPPORTED[0]},<{SUPPORTED[1]})")
+        table.add_row(found[0], f"{found[1]} (supported: {SUPPORTED_RANGE})")
     for name in PACKAGES:
         try:
             table.add_row(name, version(name))
@@ -76,6 +76,7 @@ def _device(console: Console) -> list[str]:
 
 def _seams(console: Console) -> list[str]:
     from vllm_kangaroo.integration.register.seams import check
+    from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
 
     table = Table(title="Seams")
     table.add_column("seam in vLLM", overflow="fold")
@@ -86,7 +87,7 @@ def _seams(console: Console) -> list[str]:
         table.add_row(finding.seam.target, finding.seam.how, finding.problem or "yes")
     console.print(table)
     return [
-        f"{finding.seam.target} has moved ({finding.problem}): install a vLLM {finding.seam.versions}."
+        f"{finding.seam.target} has moved ({finding.problem}): install a vLLM {SUPPORTED_RANGE}."
         for finding in findings
         if finding.problem
     ]

