@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.adapters.test_reference import make_adapter, make_config
-from vllm_kangaroo.adapters.reference import save_adapter
+from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 TARGET = TargetShape(

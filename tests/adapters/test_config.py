@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.adapters.test_reference import make_adapter, make_config
+from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError
-from vllm_kangaroo.adapters.reference import save_adapter
 
 
 @pytest.fixture
@@ -105,6 +105,22 @@ def test_missing_tensor(folder: Path) -> None:
     del tensors[O_PROJ]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(AdapterError, match=f"lacks the tensor '{O_PROJ}'; save"):
+        AdapterConfig.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "kangaroo_ffn_adapter"}, "kangaroo_ffn_adapter needs an intermediate_size"),
+        ({"intermediate_size": 16}, "kangaroo_adapter has no intermediate_size"),
+        ({"draft_vocab_size": 51}, "draft_vocab_size=51 is more than vocab_size=50"),
+        ({"draft_vocab_size": 3}, "lacks the tensor 'draft_vocab'"),
+        ({"model_type": "kangaroo_tree_adapter"}, "model_type='kangaroo_tree_adapter'"),
+    ],
+)
+def test_kinds_that_do_not_fit(folder: Path, changes: dict[str, object], message: str) -> None:
+    edit(**changes)(folder)
+    with pytest.raises(AdapterError, match=message):
         AdapterConfig.load(folder)
 
 

@@ -10,13 +10,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError, TargetInfo
-from vllm_kangaroo.adapters.reference import (
-    KangarooAdapter,
-    load_adapter,
-    norm_fingerprint,
-    save_adapter,
-)
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 
 
 def make_config(dtype: str = "float32", **changes: object) -> AdapterConfig:
@@ -46,11 +42,11 @@ def make_adapter(config: AdapterConfig) -> KangarooAdapter:
 
 
 def llama_layer_out(adapter: KangarooAdapter, f: Tensor, positions: Tensor) -> Tensor:
-    """The same block by transformers: a Llama layer whose feed-forward part adds nothing."""
+    """The same block by transformers: a Llama layer, whose feed-forward part adds nothing if there is none."""
     config = adapter.config
     llama = LlamaConfig(
         hidden_size=config.hidden_size,
-        intermediate_size=8,
+        intermediate_size=config.intermediate_size or 8,
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
@@ -60,7 +56,8 @@ def llama_layer_out(adapter: KangarooAdapter, f: Tensor, positions: Tensor) -> T
     )
     layer = LlamaDecoderLayer(llama, 0)
     layer.load_state_dict(adapter.layers[0].state_dict(), strict=False)
-    torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    if config.intermediate_size is None:
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     mask = torch.full((f.shape[1], f.shape[1]), float("-inf")).triu(1)[None, None]
     cos_sin = LlamaRotaryEmbedding(llama)(f, positions)
     out: Tensor = layer(f, attention_mask=mask, position_embeddings=cos_sin)
@@ -75,6 +72,60 @@ def test_forward_is_a_llama_layer_without_feed_forward() -> None:
         expected = adapter.norm(llama_layer_out(adapter, f, positions))
         assert torch.allclose(adapter(f, positions), expected, atol=1e-5)
         assert torch.equal(adapter(f), adapter(f, torch.arange(7).expand(2, -1)))
+
+
+FEED_FORWARD = {"model_type": "kangaroo_ffn_adapter", "intermediate_size": 16}
+MEMORY = {"model_type": "kangaroo_memory_adapter", "intermediate_size": 16}
+
+
+def test_with_feed_forward_it_is_a_llama_layer() -> None:
+    adapter = make_adapter(make_config(**FEED_FORWARD))
+    f, positions = torch.randn(2, 7, 24), torch.arange(7).expand(2, -1)
+    with torch.no_grad():
+        expected = adapter.norm(llama_layer_out(adapter, f, positions))
+        assert torch.allclose(adapter(f), expected, atol=1e-5)
+
+
+def test_memory_reaches_its_own_position_alone() -> None:
+    """Keys and values know nothing of it: a position's stay right whatever is verified later."""
+    adapter = make_adapter(make_config(**MEMORY))
+    f, memory = torch.randn(1, 7, 24), torch.randn(1, 7, 24)
+    other = memory.clone()
+    other[0, 3] += 1
+    with torch.no_grad():
+        before, after = adapter(f, memory=memory), adapter(f, memory=other)
+        assert adapter.memory is not None
+        without = make_adapter(make_config(**FEED_FORWARD))
+        without.load_state_dict(adapter.state_dict(), strict=False)
+        adapter.memory.proj.weight.zero_()
+        assert torch.allclose(adapter(f, memory=memory), without(f), atol=1e-6)
+    changed = (before != after).any(dim=-1)[0]
+    assert changed.tolist() == [i == 3 for i in range(7)]
+
+
+@pytest.mark.parametrize("kind", [FEED_FORWARD, MEMORY])
+def test_other_kinds_round_trip(tmp_path: Path, kind: dict[str, object]) -> None:
+    config = make_config("bfloat16", **kind, draft_vocab_size=3)
+    adapter = make_adapter(config)
+    assert adapter.draft_vocab is not None
+    adapter.draft_vocab.copy_(torch.tensor([4, 7, 49]))
+    save_adapter(adapter, config, tmp_path)
+    again = load_adapter(tmp_path)
+    assert again.config == config and again.draft_vocab is not None
+    assert again.draft_vocab.tolist() == [4, 7, 49]
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("token_ids", [[4, 4, 9], [9, 4, 5], [1, 2, 50], [-1, 2, 3]])
+def test_a_draft_vocabulary_that_cannot_be(tmp_path: Path, token_ids: list[int]) -> None:
+    config = make_config(draft_vocab_size=3)
+    adapter = make_adapter(config)
+    assert adapter.draft_vocab is not None
+    adapter.draft_vocab.copy_(torch.tensor(token_ids))
+    save_adapter(adapter, config, tmp_path)
+    with pytest.raises(AdapterError, match="ascending list of token ids below vocab_size=50"):
+        load_adapter(tmp_path)
 
 
 def test_positions_matter_only_relatively() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from vllm_kangaroo import tiny_model
+from vllm_kangaroo.adapters.checkpoint import norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, TargetInfo
-from vllm_kangaroo.adapters.reference import KangarooAdapter, norm_fingerprint, save_adapter
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 
 LAYERS = 6
 SHAPE: dict[str, Any] = {

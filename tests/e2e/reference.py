@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.e2e.engines import Engine
-from vllm_kangaroo.adapters.reference import load_adapter
+from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.drafting.kangaroo import Drafters
 
 NEAR = 1e-3

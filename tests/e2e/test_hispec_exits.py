@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.e2e.engines import Engine, Engines
 from tests.e2e.prompts import mixed
 from vllm_kangaroo import tiny_adapter, tiny_model
-from vllm_kangaroo.adapters.reference import load_adapter
+from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.drafting import hispec
 from vllm_kangaroo.options import OptionError
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from vllm_kangaroo.adapters.checkpoint import norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, TargetInfo
-from vllm_kangaroo.adapters.reference import KangarooAdapter, norm_fingerprint, save_adapter
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 
 
 def make_llama(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from vllm_kangaroo.adapters.reference import load_adapter, norm_fingerprint
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.demo import demo_adapter_path, demo_model_path
 from vllm_kangaroo.training.adapter.loss import Agreement, agreement
 from vllm_kangaroo.training.run.target import Target

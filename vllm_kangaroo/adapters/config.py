@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,7 +21,26 @@ _HEADER_DTYPES: dict[str, str] = {
     "BF16": "bfloat16",
     "F32": "float32",
     "F64": "float64",
+    "I32": "int32",
 }
+DRAFT_VOCAB = "draft_vocab"
+"""Tensor of a reduced draft vocabulary: int32 ``[draft_vocab_size]``, ascending token ids."""
+
+
+class AdapterKind(NamedTuple):
+    """What an adapter has beside its attention."""
+
+    feed_forward: bool
+    memory: bool
+    """Whether the final state of the last verified position joins the residual stream of each draft."""
+
+
+KINDS: dict[str, AdapterKind] = {
+    "kangaroo_adapter": AdapterKind(feed_forward=False, memory=False),
+    "kangaroo_ffn_adapter": AdapterKind(feed_forward=True, memory=False),
+    "kangaroo_memory_adapter": AdapterKind(feed_forward=True, memory=True),
+}
+"""Kinds of adapter by ``model_type``; the first is the one of arXiv 2404.18911."""
 
 
 class AdapterError(ValueError):
@@ -45,12 +64,16 @@ class AdapterConfig(BaseModel):
 
     Sizes are those of the target: hidden size N, query and key/value heads, head dimension,
     vocabulary V. ``exit_layer`` counts decoder layers: the adapter reads the residual stream
-    after that many of them. ``training`` is free-form provenance.
+    after that many of them. ``intermediate_size`` is that of the feed-forward part, of kinds that
+    have one. With ``draft_vocab_size`` only that many tokens, named by the tensor ``draft_vocab``, are
+    drafted. ``training`` is free-form provenance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["kangaroo_adapter"] = "kangaroo_adapter"
+    model_type: Literal["kangaroo_adapter", "kangaroo_ffn_adapter", "kangaroo_memory_adapter"] = (
+        "kangaroo_adapter"
+    )
     format_version: Literal[1] = 1
     exit_layer: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
@@ -60,6 +83,8 @@ class AdapterConfig(BaseModel):
     rms_norm_eps: float = Field(gt=0)
     rope_theta: float = Field(gt=0)
     vocab_size: int = Field(ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    draft_vocab_size: int | None = Field(default=None, ge=1)
     torch_dtype: AdapterDtype
     target: TargetInfo
     training: dict[str, Any] = Field(default_factory=dict)
@@ -76,7 +101,23 @@ class AdapterConfig(BaseModel):
                 f"exit_layer={self.exit_layer} leaves no layer of the target's "
                 f"{self.target.num_hidden_layers} to verify with; use an earlier exit"
             )
+        if (self.intermediate_size is not None) != self.kind.feed_forward:
+            needs = "needs an" if self.kind.feed_forward else "has no"
+            raise ValueError(
+                f"intermediate_size={self.intermediate_size} does not fit: a {self.model_type} {needs} "
+                "intermediate_size; correct one of the two"
+            )
+        if (self.draft_vocab_size or 0) > self.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size={self.draft_vocab_size} is more than vocab_size={self.vocab_size}; "
+                "leave it out to draft all tokens"
+            )
         return self
+
+    @property
+    def kind(self) -> AdapterKind:
+        """What this kind of adapter has."""
+        return KINDS[self.model_type]
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors of ``model.safetensors``."""
@@ -84,7 +125,7 @@ class AdapterConfig(BaseModel):
         query = self.num_attention_heads * self.head_dim
         key = self.num_key_value_heads * self.head_dim
         attention = "layers.0.self_attn"
-        return {
+        shapes: dict[str, tuple[int, ...]] = {
             "norm.weight": (hidden,),
             "layers.0.input_layernorm.weight": (hidden,),
             f"{attention}.q_proj.weight": (query, hidden),
@@ -92,6 +133,17 @@ class AdapterConfig(BaseModel):
             f"{attention}.v_proj.weight": (key, hidden),
             f"{attention}.o_proj.weight": (hidden, query),
         }
+        if (inner := self.intermediate_size) is not None:
+            shapes["layers.0.post_attention_layernorm.weight"] = (hidden,)
+            shapes["layers.0.mlp.gate_proj.weight"] = (inner, hidden)
+            shapes["layers.0.mlp.up_proj.weight"] = (inner, hidden)
+            shapes["layers.0.mlp.down_proj.weight"] = (hidden, inner)
+        if self.kind.memory:
+            shapes["memory.norm.weight"] = (hidden,)
+            shapes["memory.proj.weight"] = (hidden, hidden)
+        if self.draft_vocab_size is not None:
+            shapes[DRAFT_VOCAB] = (self.draft_vocab_size,)
+        return shapes
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> AdapterConfig:
@@ -132,7 +184,12 @@ class AdapterConfig(BaseModel):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{CONFIG_FILE}.{os.getpid()}"
-        temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        # Left out where they say nothing: files of the published kind stay as they have always been.
+        unset = {
+            key for key in ("intermediate_size", "draft_vocab_size") if getattr(self, key) is None
+        }
+        text = self.model_dump_json(indent=2, exclude=unset)
+        temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(folder / CONFIG_FILE)
 
     def check_weights(self, path: Path) -> None:
@@ -155,7 +212,13 @@ class AdapterConfig(BaseModel):
                     f"tensor '{name}' of '{path}' has shape {list(size)} where {CONFIG_FILE} asks "
                     f"for {list(shape)}; the two files belong to different adapters"
                 )
-            if dtype != self.torch_dtype:
+            if name == DRAFT_VOCAB:
+                if dtype != "int32":
+                    raise AdapterError(
+                        f"tensor '{name}' of '{path}' is {dtype} where token ids are int32; save the "
+                        "adapter again"
+                    )
+            elif dtype != self.torch_dtype:
                 raise AdapterError(
                     f"tensor '{name}' of '{path}' is {dtype} where torch_dtype says "
                     f"{self.torch_dtype}; correct torch_dtype in {CONFIG_FILE}"

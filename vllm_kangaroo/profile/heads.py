@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError
-from vllm_kangaroo.adapters.reference import load_adapter
 from vllm_kangaroo.profile.draft_replay import Guesses, Record
 from vllm_kangaroo.training.adapter.loss import Agreement, agreement
 from vllm_kangaroo.training.data.windows import Windows

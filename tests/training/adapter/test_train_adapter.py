@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tests.training.models import make_llama
 from tests.training.stopping import slow_script, wait_for
-from vllm_kangaroo.adapters.reference import load_adapter, norm_fingerprint
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.cli.train import train_app
 from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.run.state import ResumeError

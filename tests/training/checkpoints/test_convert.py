@@ -14,7 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from tests.training.models import make_llama
-from vllm_kangaroo.adapters.reference import load_adapter, norm_fingerprint
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.training.checkpoints.convert import ConvertError, convert
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tests.training.models import make_adapter_for, make_llama
-from vllm_kangaroo.adapters.reference import load_adapter, norm_fingerprint
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.checkpoints.enlarge import EnlargeError
 from vllm_kangaroo.training.checkpoints.enlarge_checkpoint import enlarge_adapter, enlarge_model

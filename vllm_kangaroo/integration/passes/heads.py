@@ -10,8 +10,8 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from vllm_kangaroo.adapters.checkpoint import norm_fingerprint
 from vllm_kangaroo.adapters.config import AdapterConfig
-from vllm_kangaroo.adapters.reference import norm_fingerprint
 from vllm_kangaroo.integration.passes.adapter import KangarooHead
 from vllm_kangaroo.integration.passes.exit_head import ExitHead
 from vllm_kangaroo.options import OptionError

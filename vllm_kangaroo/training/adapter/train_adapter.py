@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig
-from vllm_kangaroo.adapters.reference import save_adapter
 from vllm_kangaroo.provenance import data_files, of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Figures, Progress

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.adapters.checkpoint import norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig, TargetInfo
-from vllm_kangaroo.adapters.reference import KangarooAdapter, norm_fingerprint, save_adapter
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 from vllm_kangaroo.provenance import file_sha256, of_checkpoint
 
 ORIGINAL_WEIGHTS = "pytorch_model.bin"

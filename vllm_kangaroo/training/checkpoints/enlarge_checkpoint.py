@@ -12,12 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vllm_kangaroo.adapters.reference import (
-    KangarooAdapter,
-    load_adapter,
-    norm_fingerprint,
-    save_adapter,
-)
+from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint, save_adapter
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 from vllm_kangaroo.training.checkpoints.enlarge import (
     EnlargeError,
     LlamaShape,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vllm_kangaroo.adapters.checkpoint import norm_fingerprint
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterDtype, TargetInfo
-from vllm_kangaroo.adapters.reference import norm_fingerprint
 from vllm_kangaroo.training.adapter.shallow import TwoDepths
 from vllm_kangaroo.training.exits.layer_dropout import hooked
 from vllm_kangaroo.training.run import parallel
