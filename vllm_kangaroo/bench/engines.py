@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from vllm_kangaroo import demo_model
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.options import OptionError, parse_options
 
 DEMO_NAME = "demo"
@@ -190,15 +191,6 @@ def pair(
     """The plain engine and the drafting one side by side."""
     with several(settings, {"plain": None, "drafting": speculative}, console) as started:
         yield started["plain"], started["drafting"]
-
-
-@contextmanager
-def telling(console: Console, what: str) -> Iterator[None]:
-    """Say what goes on: a moving line on a terminal, a plain one elsewhere."""
-    if not console.is_terminal:
-        console.print(what, soft_wrap=True)
-    with console.status(what):
-        yield
 
 
 def device() -> str:

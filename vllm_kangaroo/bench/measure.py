@@ -8,13 +8,14 @@ from rich.console import Console
 
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_results import BenchResult, RunSetup, Setup, speedups
-from vllm_kangaroo.bench.engines import EngineSettings, device, telling, without_paths
+from vllm_kangaroo.bench.engines import EngineSettings, device, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
 from vllm_kangaroo.bench.report import number
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import of_measurement
 
 

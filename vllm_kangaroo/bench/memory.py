@@ -15,12 +15,12 @@ from vllm_kangaroo.bench.engines import (
     device,
     engine,
     speculative_config,
-    telling,
     without_paths,
 )
 from vllm_kangaroo.bench.generation import generate, sampling
 from vllm_kangaroo.bench.measure import run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, encode, load_prompts
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
 TOKENS = 16

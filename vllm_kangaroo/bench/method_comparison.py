@@ -12,7 +12,7 @@ from rich.table import Table
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_options import CompareOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed, decode_speedups, speedups
-from vllm_kangaroo.bench.engines import device, several, telling, without_paths
+from vllm_kangaroo.bench.engines import device, several, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
@@ -20,6 +20,7 @@ from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import NONE, number, spread
 from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
 PLAIN = "vLLM alone"

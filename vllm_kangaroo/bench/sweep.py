@@ -16,13 +16,14 @@ from rich.console import Console
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_options import SweepOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed, speedups
-from vllm_kangaroo.bench.engines import device, engine, telling, without_paths
+from vllm_kangaroo.bench.engines import device, engine, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.rounds import run_pass, run_rounds
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import Provenance, of_measurement

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
@@ -14,6 +13,7 @@ from vllm_kangaroo.bench.measure import measure, setup_of
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.cli.bench_comparisons import add_commands
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.options import OptionError
 
 bench_app = typer.Typer(invoke_without_command=True)
@@ -63,7 +63,7 @@ def bench(
     if ctx.invoked_subcommand is not None:
         _refuse_flags(ctx)
         return
-    console = Console(highlight=False)
+    console = make_console()
     found = load_prompts(prompts or DEMO_PROMPTS)
     if verbose:
         engines.verbose_logging()

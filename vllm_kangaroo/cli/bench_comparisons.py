@@ -10,12 +10,13 @@ from rich.console import Console
 
 from vllm_kangaroo.bench.bench_options import CompareOptions, MemoryOptions, SweepOptions
 from vllm_kangaroo.cli.flags import from_options
+from vllm_kangaroo.console import make_console
 
 
 def _compare(options: CompareOptions) -> None:
     from vllm_kangaroo.bench import method_comparison as compare
 
-    console = Console(highlight=False)
+    console = make_console()
     result = compare.compare(options, console)
     console.print(compare.comparison_table(result))
     console.print(compare.cost_table(result))
@@ -27,7 +28,7 @@ def _compare(options: CompareOptions) -> None:
 def _memory(options: MemoryOptions) -> None:
     from vllm_kangaroo.bench import memory
 
-    console = Console(highlight=False)
+    console = make_console()
     report = memory.measure_memory(options, console)
     console.print(memory.memory_table(report))
     _write(report, options.out, console)
@@ -36,7 +37,7 @@ def _memory(options: MemoryOptions) -> None:
 def _sweep(options: SweepOptions) -> None:
     from vllm_kangaroo.bench import heatmap, sweep
 
-    console = Console(highlight=False)
+    console = make_console()
 
     def keep(so_far: sweep.Sweep) -> None:  # an interrupted sweep is worth having
         if options.out is not None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
+from vllm_kangaroo.console import make_console, telling
 from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.demo_results import DemoResult, Segment
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
@@ -70,7 +70,7 @@ def demo(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
 ) -> None:
     """Generate with vLLM alone and with early-exit drafting, and compare text and speed."""
-    console = Console(highlight=False)
+    console = make_console()
     colours = console.color_system is not None
     prompts = [Prompt.of_text(f"prompt {at}", text) for at, text in enumerate(prompt or (), 1)]
     prompts = prompts or load_prompts(DEMO_PROMPTS)
@@ -89,7 +89,7 @@ def demo(
     with engines.several(settings, wanted, console, INSPECTION) as started:
         setup = run_setup(settings, started[PLAIN], 1, max_tokens, temperature)
         console.print(legend(configs, colours=colours), end="\n\n")
-        with engines.telling(console, f"generating, each prompt on every engine, {rounds}x"):
+        with telling(console, f"generating, each prompt on every engine, {rounds}x"):
             found = compare(
                 started,
                 prompts,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from vllm_kangaroo.cli.flags import from_options
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.profile.profile_options import ProfileOptions
 
 
 def _profile(options: ProfileOptions) -> None:
     from vllm_kangaroo.profile.run import profile as run
 
-    run(options, Console(highlight=False, soft_wrap=True))
+    run(options, make_console(soft_wrap=True))
 
 
 profile = from_options(

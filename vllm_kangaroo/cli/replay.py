@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench.feed import Feed, serve, serve_in_turns
@@ -23,6 +22,7 @@ from vllm_kangaroo.bench.scheduler_comparison import (
     usable,
 )
 from vllm_kangaroo.bench.simulated_replay import Model, mean_drafts
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
 from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
@@ -61,7 +61,7 @@ def replay_command(
     ] = None,
 ) -> None:
     """Replay a stream of requests on a real engine, under vLLM's scheduler and under LAPS-SD."""
-    console = Console(highlight=False)
+    console = make_console()
     found = usable(read_trace(trace or DEFAULT_TRACE), max_model_len, max_tokens)
     earlier, later = found[: len(found) // 2], found[len(found) // 2 :]
     if len(later) < requests:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator.plots import plot_cdf, plot_loads, plot_waits
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import (
@@ -93,7 +94,7 @@ def simulate(
         given["step_time"] = fit(read_steps(steps))
     settings = SimulationSettings(**given)
     comparison = compare(found, settings, names)
-    console = Console(highlight=False)
+    console = make_console()
     print_result(comparison.result, console)
     if json_file is not None:
         json_file.write_text(comparison.result.model_dump_json(indent=1) + "\n")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from vllm_kangaroo.cli.flags import ManyFiles, from_options
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 
@@ -28,7 +29,7 @@ def _train_adapter(options: AdapterTrainingOptions) -> None:
 
 
 def _resumable(run: Callable[[Console], Any], what: str, out: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     try:
         run(console)
     except KeyboardInterrupt:
@@ -75,7 +76,7 @@ def convert(
     from vllm_kangaroo.training.checkpoints.convert import convert as run
 
     config = run(source, out, exit_layer, model)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     console.print(f"{out}: adapter at exit {exit_layer}, {config.torch_dtype}")
     if config.target.norm_fingerprint is None:
         console.print(
@@ -114,7 +115,7 @@ def enlarge(
         kv_heads=kv_heads,
         depth_factor=depth_factor,
     )
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     console.print(
         f"{target}: {shape.layers} layers, hidden size {shape.hidden}, feed-forward size "
         f"{shape.ffn}, {shape.heads} query and {shape.kv_heads} key/value heads of {shape.head_dim}"

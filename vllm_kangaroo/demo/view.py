@@ -58,7 +58,7 @@ def answer(
     prompt: str, segments: list[Segment], *, colours: bool, method: str | None = None
 ) -> RenderableType:
     """One prompt and its output; ``method`` is told where there are several."""
-    text = Padding(coloured(segments, colours=colours), (0, 0, 1, 2))
+    text = Padding(coloured(segments, colours=colours), (0, 0, 1, 2), expand=False)
     by = ("", "") if method is None else (f"  {title(method)}", "dim")
     return Group(Text.assemble(("> ", "dim"), (prompt, "bold"), by), text)
 
@@ -68,7 +68,7 @@ def differing(result: DemoResult) -> Iterator[RenderableType]:
     for one in result.prompts:
         if any(output.identical is False for output in one.methods.values()):
             yield Text(f"{one.name}, vLLM alone:", "bold")
-            yield Padding(Text(one.plain_text), (0, 0, 1, 2))
+            yield Padding(Text(one.plain_text), (0, 0, 1, 2), expand=False)
 
 
 def table(result: DemoResult) -> Table:

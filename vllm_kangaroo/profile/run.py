@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vllm_kangaroo.bench.engines import EngineSettings, device, telling
+from vllm_kangaroo.bench.engines import EngineSettings, device
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.profile.costs import (
     CostModel,
     EngineTimes,

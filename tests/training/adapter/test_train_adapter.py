@@ -97,6 +97,9 @@ def test_figures_and_provenance(folder: Path) -> None:
     shown = f"acceptance {figures['adapter']['c']['expected_acceptance']:.3f}"
     assert f"adapter, held-out c: loss {figures['adapter']['c']['loss']:.4f}" in result.output
     assert shown in result.output and "step 10, held-out data" in result.output
+    lines = result.output.splitlines()
+    assert "training: 0 of 30 steps" in lines
+    assert any(line.startswith("training: 30 of 30 steps, loss ") for line in lines)
     assert sorted(p.name for p in (folder / "one").iterdir()) == FILES
 
 
@@ -136,6 +139,7 @@ def test_run_killed_again_and_again_ends_with_the_same_weights(
         if number:
             # Its first save of its own: what the killed one left half written is replaced.
             (out / ".training_state.pt").unlink(missing_ok=True)
+            wait_for(process, out / "training_state.pt")
         wait_for(process, out / ".training_state.pt")
         time.sleep(delay)
         process.kill()

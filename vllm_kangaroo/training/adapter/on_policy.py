@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
+from vllm_kangaroo.console import Progress
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.data.documents import DataError
 from vllm_kangaroo.training.data.prompts import draw_prompts
@@ -130,13 +130,12 @@ def _run(job: Path, part: Path, done: int, count: int, console: Console) -> None
     with (
         log.open("w+b") as said,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said) as process,
-        Progress(console=console) as bar,
+        Progress(console, "answering with vLLM", count, done=done, unit="prompts") as told,
     ):
-        task = bar.add_task(f"answering {count} prompts with vLLM", total=count, completed=done)
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                bar.update(task, completed=_lines(part) - 1)
+                told.update(_lines(part) - 1)
         finally:
             process.kill()
         said.seek(0)

@@ -17,7 +17,7 @@ from vllm_kangaroo.training.data.training_data import SPLIT, hashes, load_tokeni
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run import parallel
 from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import progress_bar
+from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.run.target import Target
 
@@ -104,19 +104,19 @@ def _train(
             write_curve(options.out, rows, DRAWN)
         return figures
 
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=steps, loss=0.0, seen="")
+    with training_progress(console, steps, trainer.progress.step) as told:
+        seen = ""
 
         def after_step(progress: Progress) -> None:
+            nonlocal seen
             if progress.step % options.eval_every == 0 and progress.step < steps:
                 figures = measure()
-                bar.update(task, seen=_describe(figures[options.exit_layer[0]]))
+                seen = _describe(figures[options.exit_layer[0]])
                 _print(console, f"step {progress.step}", {SPLIT: figures})
-            bar.update(task, completed=progress.step, loss=progress.loss)
+            told.update(progress.step, loss_note(progress.loss, seen))
             if progress.step % options.save_every == 0:
                 save()
 
-        bar.update(task, completed=trainer.progress.step)
         try:
             trainer.run(after_step)
         except KeyboardInterrupt:

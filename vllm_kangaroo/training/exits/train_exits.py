@@ -17,7 +17,7 @@ from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
 from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import progress_bar
+from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.run.target import TargetError
 
@@ -74,17 +74,15 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
 
     if not rows:
         measure()
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=steps, loss=0.0, seen="")
+    with training_progress(console, steps, trainer.progress.step) as told:
 
         def after_step(progress: Progress) -> None:
             if progress.step % options.eval_every == 0 and progress.step < steps:
                 measure()
-            bar.update(task, completed=progress.step, loss=progress.loss)
+            told.update(progress.step, loss_note(progress.loss))
             if progress.step % options.save_every == 0:
                 save()
 
-        bar.update(task, completed=trainer.progress.step)
         try:
             trainer.run(after_step)
         except KeyboardInterrupt:
