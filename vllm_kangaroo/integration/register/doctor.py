@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_kangaroo import __version__
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.options import OptionError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "ray")
@@ -19,7 +20,7 @@ CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "LD_PREL
 
 def doctor() -> None:
     """Print versions, devices and seams found, and say what is wrong."""
-    console = Console()
+    console = make_console()
     problems = [*_versions(console), *_device(console), *_seams(console)]
     if problems:
         for problem in problems:
