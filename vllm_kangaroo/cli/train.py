@@ -12,6 +12,7 @@ from rich.console import Console
 from vllm_kangaroo.cli.flags import ManyFiles, from_options
 from vllm_kangaroo.console import make_console
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 
 train_app = typer.Typer(help="Train what speculation needs.", no_args_is_help=True)
@@ -43,6 +44,21 @@ train_app.command("adapter", cls=ManyFiles)(
         AdapterTrainingOptions,
         _train_adapter,
         "Train Kangaroo adapters of a frozen model; interrupt and repeat at will.",
+    )
+)
+
+
+def _answers(options: AnswerOptions) -> None:
+    from vllm_kangaroo.training.answers.answer_prompts import answer_prompts
+
+    _resumable(lambda console: answer_prompts(options, console), "answers", options.out)
+
+
+train_app.command("answers", cls=ManyFiles)(
+    from_options(
+        AnswerOptions,
+        _answers,
+        "Have the model answer prompts, and keep its states for training; interrupt and repeat at will.",
     )
 )
 

@@ -1,0 +1,105 @@
+"""Turn folders of raw text data into the prompts that SmolLM2 answers for its adapter.
+
+Usage: ``python prepare_prompts.py DATA OUT``. DATA holds the folders of ``examples/train_demo_adapter`` (its README says what
+each is and where it is published); OUT receives ``prompts.jsonl`` and ``prompts_held_out.jsonl``: conversations that end with
+a user's turn. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+PREPARE = Path(__file__).parents[1] / "train_demo_adapter" / "prepare.py"
+HOLD_OUT_EVERY = 50
+PASSAGE = 600
+"""Characters of a passage that is asked about."""
+
+SUMMARISE = (
+    "Summarize: {}",
+    "Summarize the following text.\n\n{}",
+    "{}\n\nWrite a short summary of this text.",
+)
+EXPLAIN = (
+    "{}\n\nWhat is this passage about? Answer in detail.",
+    "Read the passage and list its main facts.\n\n{}",
+    "A passage: {}\n\nExplain it in simple words.",
+)
+TELL = ("{}\n\nWhat happens in this part of the story?", "Continue the story: {}")
+PROGRAM = ("{}", "Python: {}")
+
+Row = dict[str, object]
+Read = Callable[[Path], Iterator[Row | None]]
+
+
+def readers() -> Any:
+    """The readers of the demo adapter's recipe, a script beside this one."""
+    spec = importlib.util.spec_from_file_location("prepare", PREPARE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def conversations(
+    prepare: Any, folder: Path, read: Read, most: int, rng: random.Random
+) -> list[Row]:
+    """Conversations cut before an answer."""
+    rows = list({prepare.opening(row): row for row in read(folder) if row}.values())
+    rng.shuffle(rows)
+    cut = (prepare.cut_before_an_answer(row, rng) for row in rows[:most])
+    return [row for row in cut if row]
+
+
+def asked(
+    folder: Path, read: Read, most: int, forms: Sequence[str], rng: random.Random
+) -> list[Row]:
+    """Passages and tasks put to the model."""
+    texts = [str(row["text"]) for row in read(folder) if row]
+    rng.shuffle(texts)
+    return [
+        {"messages": [{"role": "user", "content": rng.choice(forms).format(text[:PASSAGE])}]}
+        for text in texts[:most]
+    ]
+
+
+def prompts(data: Path, seed: int) -> list[Row]:
+    """All prompts, in an order drawn from ``seed``."""
+    prepare, rng = readers(), random.Random(seed)
+    found = [
+        *conversations(prepare, data / "gsm8k", prepare.arithmetic, 7400, rng),
+        *conversations(prepare, data / "dolly", prepare.instructions, 8000, rng),
+        *conversations(prepare, data / "flan-cot", prepare.explained, 6000, rng),
+        *conversations(prepare, data / "sgd", prepare.dialogues, 1200, rng),
+        *asked(data / "wiki", prepare.encyclopedia, 1146, SUMMARISE, rng),
+        *asked(data / "wiki", prepare.encyclopedia, 1146, EXPLAIN, rng),
+        *asked(data / "books-extra", prepare.novels, 1000, TELL, rng),
+        *asked(data / "mbpp", prepare.tasks, 900, PROGRAM, rng),
+    ]
+    rng.shuffle(found)
+    return found
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="directory of the raw data folders")],
+    out: Annotated[Path, typer.Argument(help="directory to write")],
+    seed: int = 11,
+) -> None:
+    """Write the prompts."""
+    rows = prompts(data, seed)
+    write = readers().write
+    out.mkdir(parents=True, exist_ok=True)
+    kept = [row for at, row in enumerate(rows) if at % HOLD_OUT_EVERY]
+    write(out / "prompts.jsonl", kept)
+    write(out / "prompts_held_out.jsonl", rows[::HOLD_OUT_EVERY])
+    Console().print(f"{len(kept)} prompts, {len(rows) - len(kept)} held out")
+
+
+if __name__ == "__main__":
+    typer.run(main)
