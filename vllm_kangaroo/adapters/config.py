@@ -35,7 +35,8 @@ class AdapterKind(NamedTuple):
     """Whether the final state of the last verified position joins the residual stream of each draft."""
 
 
-KINDS: dict[str, AdapterKind] = {
+ModelType = Literal["kangaroo_adapter", "kangaroo_ffn_adapter", "kangaroo_memory_adapter"]
+KINDS: dict[ModelType, AdapterKind] = {
     "kangaroo_adapter": AdapterKind(feed_forward=False, memory=False),
     "kangaroo_ffn_adapter": AdapterKind(feed_forward=True, memory=False),
     "kangaroo_memory_adapter": AdapterKind(feed_forward=True, memory=True),
@@ -71,9 +72,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model_type: Literal["kangaroo_adapter", "kangaroo_ffn_adapter", "kangaroo_memory_adapter"] = (
-        "kangaroo_adapter"
-    )
+    model_type: ModelType = "kangaroo_adapter"
     format_version: Literal[1] = 1
     exit_layer: int = Field(ge=1)
     hidden_size: int = Field(ge=1)

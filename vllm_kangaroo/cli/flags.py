@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 
 class ManyFiles(TyperCommand):
-    """A command whose ``--data`` and ``--held-out`` take all the files up to the next flag."""
+    """A command whose flags for data take all the files up to the next flag."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         flag = ""
@@ -25,7 +25,7 @@ class ManyFiles(TyperCommand):
             elif flag and spread[-1] != flag:
                 spread.append(flag)
             spread.append(arg)
-            if flag not in ("--data", "--held-out"):
+            if flag not in ("--data", "--held-out", "--answers", "--held-out-answers"):
                 flag = ""
         return super().parse_args(ctx, spread)
 

@@ -25,8 +25,10 @@ def _train() -> None:
 
 def _train_adapter(options: AdapterTrainingOptions) -> None:
     from vllm_kangaroo.training.adapter.train_adapter import train_adapter
+    from vllm_kangaroo.training.adapter.train_from_answers import train_from_answers
 
-    _resumable(lambda console: train_adapter(options, console), "adapter", options.out)
+    run = train_from_answers if options.answers else train_adapter
+    _resumable(lambda console: run(options, console), "adapter", options.out)
 
 
 def _resumable(run: Callable[[Console], Any], what: str, out: Path) -> None:

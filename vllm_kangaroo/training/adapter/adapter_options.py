@@ -7,6 +7,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vllm_kangaroo.adapters.config import ModelType
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "attention": "kangaroo_adapter",
+    "ffn": "kangaroo_ffn_adapter",
+    "memory": "kangaroo_memory_adapter",
+}
+
 
 class AdapterTrainingOptions(BaseModel):
     """Options of ``vllm-kangaroo train adapter``; the flags are the field names with dashes."""
@@ -15,10 +23,32 @@ class AdapterTrainingOptions(BaseModel):
 
     model: str = Field(description="local checkpoint directory of the target")
     data: tuple[Path, ...] = Field(
-        min_length=1, description=".txt or .jsonl files, also .xz; a file named twice counts twice"
+        default=(), description=".txt or .jsonl files, also .xz; a file named twice counts twice"
     )
     held_out: tuple[Path, ...] = Field(
         default=(), description="files to measure on, one figure each, beside a split of the data"
+    )
+    answers: tuple[Path, ...] = Field(
+        default=(),
+        description="directories of `train answers`, in place of --data: the states that the model had "
+        "while it wrote them are read, and the model is not run",
+    )
+    held_out_answers: tuple[Path, ...] = Field(
+        default=(), description="further ones, to measure on; needed with --answers"
+    )
+    kind: Literal["attention", "ffn", "memory"] = Field(
+        default="attention",
+        description="attention alone, as published; with a feed-forward part; or with that and a "
+        "memory of the last verified position. The latter two need --answers",
+    )
+    draft_vocab: int | None = Field(
+        default=None,
+        ge=1,
+        description="draft only the so many tokens that stand most often in the answers; all if not "
+        "given. Needs --answers",
+    )
+    round_length: int = Field(
+        default=6, ge=1, description="most drafts of a round, which a memory is trained for"
     )
     exit_layer: tuple[int, ...] = Field(
         min_length=1,
@@ -36,10 +66,11 @@ class AdapterTrainingOptions(BaseModel):
         default=1, ge=1, description="parts in which a step's windows are computed, to save memory"
     )
     window: int = Field(default=256, ge=8, description="tokens a window")
-    targets: Literal["model", "text"] = Field(
+    targets: Literal["model", "text", "acceptance"] = Field(
         default="model",
-        description="what to learn: the model's distribution over the next token, or the token that "
-        "follows in the text, which needs only the layers up to the deepest exit",
+        description="what to learn: the model's distribution over the next token; the token that "
+        "follows in the text, which needs only the layers up to the deepest exit; or, with "
+        "--answers, the model's distribution by a loss that follows acceptance",
     )
     cache_gib: float = Field(
         default=0.0,
@@ -91,6 +122,7 @@ class AdapterTrainingOptions(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_source()
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"--accumulate {self.accumulate} is more than the {self.batch_size} windows of a "
@@ -104,6 +136,37 @@ class AdapterTrainingOptions(BaseModel):
                 "than others, which --shard does not allow; leave one of them out"
             )
         return self
+
+    def _check_source(self) -> None:
+        if bool(self.data) == bool(self.answers):
+            both = "exclude each other" if self.data else "are both missing"
+            raise ValueError(f"--data and --answers {both}; give one of them")
+        if self.answers and not self.held_out_answers:
+            raise ValueError(
+                "--answers needs --held-out-answers to measure on; let 'train answers' make some of "
+                "other prompts"
+            )
+        for flag, given, needs in (
+            ("--kind", self.kind, self.kind != "attention"),
+            ("--draft-vocab", self.draft_vocab, self.draft_vocab is not None),
+            ("--held-out-answers", self.held_out_answers, bool(self.held_out_answers)),
+            ("--targets", self.targets, self.targets == "acceptance"),
+        ):
+            if needs and not self.answers:
+                raise ValueError(f"{flag} {given} needs --answers; give them, or leave it out")
+        for flag, without in (
+            ("--on-policy", self.on_policy),
+            ("--shard", self.shard),
+            ("--held-out", self.held_out),
+            ("--cache-gib", self.cache_gib),
+        ):
+            if self.answers and without:
+                raise ValueError(f"{flag} has no effect with --answers; leave one of them out")
+
+    @property
+    def model_type(self) -> ModelType:
+        """That of the adapter's config."""
+        return MODEL_TYPES[self.kind]
 
     def out_of(self, exit_layer: int) -> Path:
         """Where the adapter of an exit goes."""

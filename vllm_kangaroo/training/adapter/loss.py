@@ -38,10 +38,36 @@ class Agreement:
         }
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits [M, V], target's probabilities -> sum over M
+
+
+def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """``-Σ_t Σ_x p_target(x|t) log p_drafter(x|t)``."""
+    return functional.cross_entropy(logits, wanted, reduction="sum")
+
+
+def acceptance_loss(logits: Tensor, wanted: Tensor, sharpness: float = 3.0) -> Tensor:
+    """A mix of divergence and rejection whose weight moves with acceptance (arXiv 2602.23881).
+
+    Where little is accepted, the soft cross-entropy has a gradient and the probability of rejection
+    hardly one; where much is, the latter is what counts.
+    """
+    log_probs = logits.log_softmax(dim=-1)
+    accepted = torch.minimum(log_probs.exp(), wanted).sum(dim=-1)
+    weight = torch.exp(-sharpness * accepted.detach())
+    divergence = -(wanted * log_probs).sum(dim=-1)
+    return (weight * divergence + (1 - weight) * (1 - accepted)).sum()
+
+
 def backward(
-    drafters: Sequence[Tensor], target: Tensor, head: Head, count: int, chunk: int = 1024
+    drafters: Sequence[Tensor],
+    target: Tensor,
+    head: Head,
+    count: int,
+    chunk: int = 1024,
+    loss_of: Loss = soft_cross_entropy,
 ) -> list[float]:
-    """Soft cross-entropy over the whole vocabulary, and its gradient, a chunk at a time.
+    """A loss against the target's distribution over the head's tokens, and its gradient, a chunk at a time.
 
     ``-Σ_t Σ_x p_target(x|t) log p_drafter(x|t) / count`` at temperature 1. Logits exist for
     ``chunk`` predictions at once only: with large vocabularies they would not fit otherwise. The
@@ -63,7 +89,7 @@ def backward(
             wanted = head(aim).softmax(dim=-1)
         for at, part in enumerate(parts):
             leaf = part.detach().requires_grad_()
-            loss = functional.cross_entropy(head(leaf), wanted, reduction="sum") / count
+            loss = loss_of(head(leaf), wanted) / count
             loss.backward()
             assert leaf.grad is not None
             gradients[at].append(leaf.grad)

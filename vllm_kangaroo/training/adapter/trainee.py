@@ -26,10 +26,17 @@ class Best:
 class Pupil:
     """An adapter of one exit and its AdamW (betas 0.9 and 0.95, as in the paper)."""
 
-    def __init__(self, target: Target, exit_layer: int, options: AdapterTrainingOptions) -> None:
+    def __init__(
+        self,
+        target: Target,
+        exit_layer: int,
+        options: AdapterTrainingOptions,
+        draft_vocab: Tensor | None = None,
+    ) -> None:
         self.exit_layer = exit_layer
         self.clip = options.clip
-        self.adapter = start_adapter(target, exit_layer, options).to(options.device)
+        adapter = start_adapter(target, exit_layer, options, draft_vocab)
+        self.adapter = adapter.to(options.device)
         self.best = Best()
         parameters = list(self.adapter.parameters())
         matrices = [p for p in parameters if p.ndim == 2]
@@ -81,29 +88,44 @@ class Pupil:
 
 
 def start_adapter(
-    target: Target, exit_layer: int, options: AdapterTrainingOptions
+    target: Target,
+    exit_layer: int,
+    options: AdapterTrainingOptions,
+    draft_vocab: Tensor | None = None,
 ) -> KangarooAdapter:
     """A fresh adapter in float32 that drafts as the bare exit head does, or a little better.
 
-    Its output norm is the target's. With ``next-layer`` its attention is a copy of the layer that
-    the exit skips first; with ``random`` its output projection is zero.
+    Its output norm is the target's. With ``next-layer`` attention and feed-forward part are copies of
+    the layer that the exit skips first; with ``random`` their output projections are zero. A memory
+    adds nothing at first.
+
+    Args:
+        draft_vocab: ids of the tokens that it drafts, ascending; None: all.
 
     Raises:
         TargetError: a next layer without attention of the adapter's shape.
     """
     torch.manual_seed(options.seed)
-    adapter = KangarooAdapter(target.adapter_config(exit_layer, "float32", {}))
+    size = None if draft_vocab is None else len(draft_vocab)
+    config = target.adapter_config(exit_layer, "float32", {}, options.model_type, size)
+    adapter = KangarooAdapter(config)
     state = adapter.state_dict()
     state["norm.weight"].copy_(target.norm_scale(target.final_norm))
+    if draft_vocab is not None:
+        state["draft_vocab"].copy_(draft_vocab)
+    if adapter.memory is not None:
+        state["memory.proj.weight"].zero_()
     if options.init == "random":
         state["layers.0.self_attn.o_proj.weight"].zero_()
+        if config.kind.feed_forward:
+            state["layers.0.mlp.down_proj.weight"].zero_()
         return adapter
     with gathered(target.model.get_decoder().layers[exit_layer]) as layer:
-        _copy_attention(target, layer, exit_layer, state)
+        _copy_layer(target, layer, exit_layer, state)
     return adapter
 
 
-def _copy_attention(target: Target, layer: Any, exit_layer: int, state: dict[str, Tensor]) -> None:
+def _copy_layer(target: Target, layer: Any, exit_layer: int, state: dict[str, Tensor]) -> None:
     source = dict(layer.named_parameters())
     for name, tensor in state.items():
         part = name.removeprefix("layers.0.")
@@ -114,5 +136,5 @@ def _copy_attention(target: Target, layer: Any, exit_layer: int, state: dict[str
                 f"--init next-layer finds no {part} of shape {list(tensor.shape)} in the target's "
                 f"layer {exit_layer}; give --init random"
             )
-        norm = part == "input_layernorm.weight"
-        tensor.copy_(target.norm_scale(layer.input_layernorm) if norm else source[part])
+        norm = getattr(layer, part.partition(".")[0]) if part.endswith("layernorm.weight") else None
+        tensor.copy_(source[part] if norm is None else target.norm_scale(norm))

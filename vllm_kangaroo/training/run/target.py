@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from vllm_kangaroo.adapters.checkpoint import norm_fingerprint
-from vllm_kangaroo.adapters.config import AdapterConfig, AdapterDtype, TargetInfo
+from vllm_kangaroo.adapters.config import (
+    KINDS,
+    AdapterConfig,
+    AdapterDtype,
+    ModelType,
+    TargetInfo,
+)
 from vllm_kangaroo.training.adapter.shallow import TwoDepths
 from vllm_kangaroo.training.exits.layer_dropout import hooked
 from vllm_kangaroo.training.run import parallel
@@ -129,14 +135,36 @@ class Target:
             scale: Tensor = norm(torch.ones_like(next(norm.parameters()))).float()
         return scale * (1 + self.config.rms_norm_eps) ** 0.5
 
+    def head_of(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """`logits` of some tokens alone, ``[..., N] -> [..., R]``, without computing the others."""
+        weight = self.model.get_output_embeddings().weight
+        rows = weight.detach()[token_ids.to(weight.device)].float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+
+        def logits(hidden: Tensor) -> Tensor:
+            found = nn.functional.linear(hidden.float(), rows)
+            return found if cap is None else cap * torch.tanh(found / cap)
+
+        return logits
+
     def adapter_config(
-        self, exit_layer: int, torch_dtype: AdapterDtype, training: dict[str, Any]
+        self,
+        exit_layer: int,
+        torch_dtype: AdapterDtype,
+        training: dict[str, Any],
+        model_type: ModelType = "kangaroo_adapter",
+        draft_vocab_size: int | None = None,
     ) -> AdapterConfig:
-        """The config of an adapter at an exit."""
+        """The config of an adapter at an exit; a feed-forward part has the size of the target's."""
         config = self.config
         heads = config.num_attention_heads
         weight = next(self.final_norm.parameters())
         return AdapterConfig(
+            model_type=model_type,
+            intermediate_size=(
+                config.intermediate_size if KINDS[model_type].feed_forward else None
+            ),
+            draft_vocab_size=draft_vocab_size,
             exit_layer=exit_layer,
             hidden_size=config.hidden_size,
             num_attention_heads=heads,
