@@ -16,7 +16,7 @@ from vllm_kangaroo.training.adapter.answer_data import AnswerData
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
 from vllm_kangaroo.training.answers.shards import read_index
 from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import progress_bar
+from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.run.target import Target
 
@@ -67,7 +67,7 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
     def save() -> None:
         save_state(options.out, {"run": run, "rows": rows, "trainer": trainer.state()})
 
-    def measure() -> str:
+    def measure() -> None:
         figures = trainer.measure(held_out)
         trainer.keep_best(figures)
         progress = trainer.progress
@@ -82,21 +82,19 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
             for exit_layer, each in figures.items()
         )
         write_curve(options.out, rows, DRAWN)
-        told = ", ".join(
+        by_exit = ", ".join(
             f"exit {layer}: acceptance {each['expected_acceptance']:.3f} agreement "
             f"{each['top1_agreement']:.3f}"
             for layer, each in figures.items()
         )
-        console.print(f"step {progress.step}: {told}")
-        return told
+        console.print(f"step {progress.step}: {by_exit}")
 
-    with progress_bar(console) as bar:
-        task = bar.add_task("", total=trainer.steps, loss=0.0, seen="")
+    with training_progress(console, trainer.steps, trainer.progress.step) as told:
         try:
             while trainer.progress.step < trainer.steps:
                 trainer.step()
                 progress = trainer.progress
-                bar.update(task, completed=progress.step, loss=progress.loss)
+                told.update(progress.step, loss_note(progress.loss))
                 if progress.step % options.eval_every == 0 and progress.step < trainer.steps:
                     measure()
                 if progress.step % options.save_every == 0:

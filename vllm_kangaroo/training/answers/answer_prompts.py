@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from vllm_kangaroo import environment
+from vllm_kangaroo.console import Progress
 from vllm_kangaroo.provenance import data_files
 from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.answers.shards import Answer, ShardError
 from vllm_kangaroo.training.data.prompts import draw_prompts
-from vllm_kangaroo.training.run.progress import progress_bar
 
 ANSWERS_A_SHARD = 64
 
@@ -68,9 +68,9 @@ def answer_prompts(options: AnswerOptions, console: Console) -> int:
                 yield Asked(number, ids, 1.0 if sampled[number] else 0.0)
 
     finished: list[Answer] = []
+    answered = len(done)
     try:
-        with progress_bar(console) as bar:
-            task = bar.add_task("", total=len(asked), completed=len(done), loss=0.0, seen="")
+        with Progress(console, "answering", len(asked), done=len(done), unit="prompts") as told:
             for found in engine.answer(todo()):
                 tokens += len(found.token_ids)
                 finished.append(
@@ -88,7 +88,8 @@ def answer_prompts(options: AnswerOptions, console: Console) -> int:
                 if len(finished) == ANSWERS_A_SHARD:
                     shards.write(options.out, finished)
                     finished.clear()
-                bar.update(task, advance=1, seen=f"{tokens} tokens")
+                answered += 1
+                told.update(answered, f"{tokens} tokens")
     finally:
         if finished:
             shards.write(options.out, finished)
