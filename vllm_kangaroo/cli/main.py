@@ -29,8 +29,8 @@ COMMANDS = {
         "Make a larger model that computes the same function.",
     ),
     "convert": Entry(
-        "vllm_kangaroo.cli.train:convert",
-        "Convert an adapter of the original Kangaroo code.",
+        "vllm_kangaroo.cli.convert:convert_app",
+        "Convert a GGUF model, or an adapter of the original Kangaroo code.",
     ),
     "profile": Entry(
         "vllm_kangaroo.cli.profile:profile", "Find the settings that make a model fastest here."

@@ -1,4 +1,4 @@
-"""Command lines of this package: ``train``, ``convert`` and ``enlarge``, mounted by the main one."""
+"""``vllm-kangaroo train`` and ``enlarge``: what speculation needs, and models to try it on."""
 
 from __future__ import annotations
 
@@ -78,28 +78,6 @@ train_app.command("exits", cls=ManyFiles)(
         "Train a model, or train one on, so that it can draft at its early exits (LayerSkip).",
     )
 )
-
-
-def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="directory of an original Kangaroo adapter")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="directory to write")],
-    exit_layer: Annotated[
-        int, typer.Option(help="layers below the exit; 2 for Vicuna-7B, 3 for 13B")
-    ],
-    model: Annotated[Path, typer.Option(help="local checkpoint directory of its target")],
-) -> None:
-    """Convert an adapter of the original Kangaroo code, executing nothing of it."""
-    from vllm_kangaroo.training.checkpoints.convert import convert as run
-
-    config = run(source, out, exit_layer, model)
-    console = make_console(soft_wrap=True)
-    console.print(f"{out}: adapter at exit {exit_layer}, {config.torch_dtype}")
-    if config.target.norm_fingerprint is None:
-        console.print(
-            f"{model} holds no weights, so that the adapter does not name those it belongs to"
-        )
 
 
 def enlarge(

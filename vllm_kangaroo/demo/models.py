@@ -1,0 +1,71 @@
+"""The models that demo and benchmarks know by name, and what each is shown with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_kangaroo import demo_model, tiny_model
+from vllm_kangaroo.demo import smollm2
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """A model with prompts that it answers and settings that it drafts well with."""
+
+    name: str
+    """What ``--model`` calls it."""
+    path: Callable[[], str]
+    """Its directory, made if need be."""
+    prompts: Path
+    drafting: Callable[[], Mapping[str, Mapping[str, Any]]]
+    """A ``speculative_config`` by method, without ``method``."""
+    rounds: int
+    """Runs of each prompt that a demo has the patience for."""
+
+
+# The tiny model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
+_TINY_DRAFTING = {
+    "kangaroo": {"num_speculative_tokens": 5, "confidence_threshold": 0.05},
+    "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
+}
+TINY = DemoModel("tiny", tiny_model, _HERE / "prompts.json", lambda: _TINY_DRAFTING, rounds=2)
+SMOLLM2 = DemoModel(
+    "smollm2", demo_model, _HERE / "smollm2_prompts.json", smollm2.drafting, rounds=1
+)
+MODELS = {one.name: one for one in (SMOLLM2, TINY)}
+
+SHOWN = TINY
+"""What is shown when no model is named."""
+
+
+def known(model: str) -> DemoModel | None:
+    """The model that ``--model`` names, the shown one if it names none; None if it is another's."""
+    return MODELS.get(model) if model else SHOWN
+
+
+def served(model: str) -> str:
+    """What vLLM is to load for ``--model``: the directory of a model known here, else what was given."""
+    found = known(model)
+    return model if found is None else found.path()
+
+
+def label(path: str) -> str | None:
+    """The name to report for a model that ``path`` is of, None if it is none of those here."""
+    return {tiny_model(): TINY.name, str(smollm2.folder()): smollm2.NAME}.get(path)
+
+
+def completed(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``speculative_config`` with the adapter shipped for SmolLM2, which does not lie beside the model.
+
+    Args:
+        path: of the model, as vLLM is to load it.
+    """
+    lacks = config["method"] == "kangaroo" and not {"model", "exit_layer"} & config.keys()
+    if lacks and path == str(smollm2.folder()):
+        return {**config, "model": smollm2.adapter()}
+    return dict(config)
