@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
-from vllm_kangaroo.demo import demo_model_path
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.data.windows import Windows
@@ -105,7 +105,7 @@ def main(
     torch.set_num_threads(threads)
     for layer in exit_layer:
         options = AdapterTrainingOptions(
-            model=str(model or demo_model_path()),
+            model=str(model or tiny_model()),
             data=(Path("unread.txt"),),
             exit_layer=(layer,),
             out=Path("unwritten"),

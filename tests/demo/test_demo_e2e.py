@@ -20,7 +20,17 @@ PROMPTS = (
 @pytest.mark.e2e
 def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
     json_file, svg_file = tmp_path / "demo.json", tmp_path / "demo.svg"
-    flags = ["--method", "all", "--eager", "--dtype", "float32", "--max-tokens", "24"]
+    flags = [
+        "--model",
+        "tiny",
+        "--method",
+        "all",
+        "--eager",
+        "--dtype",
+        "float32",
+        "--max-tokens",
+        "24",
+    ]
     flags += ["--json", str(json_file), "--svg", str(svg_file)]
     for prompt in PROMPTS:
         flags += ["--prompt", prompt]
@@ -55,6 +65,6 @@ def test_demo_shows_accepted_drafts_and_equal_outputs(tmp_path: Path):
     assert "vLLM" in svg_file.read_text()
 
     setup = json.loads(json_file.read_text())["setup"]
-    assert (setup["model"], setup["mode"], setup["dtype"]) == ("demo", "eager", "float32")
+    assert (setup["model"], setup["mode"], setup["dtype"]) == ("tiny", "eager", "float32")
     assert str(Path(sys.executable).parent) not in json_file.read_text()
     assert "INFO" not in run.stdout + run.stderr  # vLLM's log stays hidden

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
-from vllm_kangaroo.demo import demo_adapter_path, demo_model_path
+from vllm_kangaroo.demo.models import TINY
 from vllm_kangaroo.training.adapter.loss import Agreement, agreement
 from vllm_kangaroo.training.run.target import Target
 
-PROMPTS: list[dict[str, Any]] = json.loads((demo_model_path().parent / "prompts.json").read_text())
+PROMPTS: list[dict[str, Any]] = json.loads(TINY.prompts.read_text())
 
 
 def test_prompts() -> None:
@@ -27,9 +29,9 @@ def test_prompts() -> None:
 @pytest.fixture(scope="module")
 def answers() -> list[tuple[Target, torch.Tensor, int]]:
     """The model's own greedy answers: target, ids ``[1, T]`` and the prompt's length."""
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
-    exit_layer = load_adapter(demo_adapter_path()).config.exit_layer
-    target = Target.load(str(demo_model_path()), (exit_layer,), torch.float32, "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    exit_layer = load_adapter(Path(tiny_adapter())).config.exit_layer
+    target = Target.load(tiny_model(), (exit_layer,), torch.float32, "cpu")
     found = []
     for prompt in PROMPTS:
         ids = tokenizer.apply_chat_template(
@@ -51,7 +53,7 @@ def test_prompts_are_answered_to_the_end(
 def test_adapter_is_this_model_s_and_beats_the_bare_exit_head(
     answers: list[tuple[Target, torch.Tensor, int]],
 ) -> None:
-    adapter = load_adapter(demo_adapter_path(), torch.float32)
+    adapter = load_adapter(Path(tiny_adapter()), torch.float32)
     target = answers[0][0]
     weight = next(target.final_norm.parameters())
     assert adapter.config.target.norm_fingerprint == norm_fingerprint(weight)

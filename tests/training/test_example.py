@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from vllm_kangaroo.demo import demo_model_path
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.training.data.documents import read_documents
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,10 +96,10 @@ def test_answers_can_be_trained_on(prepared: Path) -> None:
     out = prepared / "own.jsonl"
     options = ("--temperature", 0, "--max-new-tokens", 12)
     prompts = prepared / "prompts_held_out.jsonl"
-    run("answer.py", "--model", demo_model_path(), "--prompts", prompts, "--out", out, *options)
+    run("answer.py", "--model", tiny_model(), "--prompts", prompts, "--out", out, *options)
     found = rows(out)
     assert 0 < len(found) <= len(rows(prompts))
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     for row, document in zip(found, read_documents([out], tokenizer), strict=True):
         asked = tokenizer.decode(row["token_ids"][: row["answer_start"]])
         assert asked.startswith("<|bos|><|user|>\n") and asked.endswith("<|assistant|>\n")

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench.engines import EngineSettings, speculative_config
+from vllm_kangaroo.demo.models import SHOWN, WHICH, served
 from vllm_kangaroo.options import OptionError
 
 
@@ -17,7 +17,7 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(default="", description="Model to measure. Default: the demo model.")
+    model: str = Field(default=SHOWN.name, description=f"Model to measure: {WHICH}.")
     dtype: str = Field(default="bfloat16", description="bfloat16, float32, ... or auto.")
     eager: bool = Field(default=False, description="Compile no engine.")
     batch_size: int = Field(default=1, ge=1, description="Prompts generated at once.")
@@ -26,7 +26,7 @@ class EngineOptions(BaseModel):
     def settings(self) -> EngineSettings:
         """Of the engines."""
         return EngineSettings(
-            model=self.model or demo_model(),
+            model=served(self.model),
             dtype=self.dtype,
             eager=self.eager,
             max_num_seqs=self.batch_size,

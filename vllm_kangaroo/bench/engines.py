@@ -12,11 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from vllm_kangaroo import demo_model
 from vllm_kangaroo.console import telling
+from vllm_kangaroo.demo import models
 from vllm_kangaroo.options import OptionError, parse_options
 
-DEMO_NAME = "demo"
 # vLLM claims nearly all memory of a GPU unless told otherwise, and several engines share one here.
 GPU_SHARE = 0.8
 
@@ -41,8 +40,9 @@ class EngineSettings(BaseModel):
     @property
     def name(self) -> str:
         """The model's name without a directory of this machine."""
-        if self.model == demo_model():
-            return DEMO_NAME
+        known = models.label(self.model)
+        if known is not None:
+            return known
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
 
     def arguments(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def engine(
 
     arguments = settings.arguments() | {"worker_extension_cls": extension} | more
     if speculative is not None:
-        arguments["speculative_config"] = speculative
+        arguments["speculative_config"] = models.completed(settings.model, speculative)
         arguments["per_request_spec_decode_metrics"] = "summary"
     try:
         llm = LLM(**arguments)

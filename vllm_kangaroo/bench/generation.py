@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -75,6 +75,30 @@ def generate(
         for output in outputs:
             _take(found[output.request_id], output.outputs[0], now)
     return list(found.values()), perf_counter() - began
+
+
+def stream(llm: Any, prompt: Sequence[int], params: Any) -> Generator[Generation]:
+    """Generate for one prompt, telling of the output after each step that added to it.
+
+    The prefix cache is left as it is. An iterator that is closed early aborts its request.
+
+    Args:
+        params: as :func:`sampling` makes them.
+
+    Yields:
+        One and the same output, growing. How many drafts were accepted it knows at its end alone.
+    """
+    name, generation = f"prompt-{next(_numbers)}", Generation()
+    llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+    try:
+        while not generation.finish_reason:
+            for output in llm.llm_engine.step():
+                if output.request_id == name:
+                    _take(generation, output.outputs[0], perf_counter())
+                    yield generation
+    finally:
+        if not generation.finish_reason:
+            llm.llm_engine.abort_request([name])
 
 
 def _take(generation: Generation, delta: Any, now: float) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-DEMO_PROMPTS = Path(__file__).parent.parent / "demo" / "prompts.json"
+from vllm_kangaroo.demo.models import SHOWN
+
+DEMO_PROMPTS = SHOWN.prompts
 # Spec-Bench (arXiv 2401.07851) reports the eight categories of its MT-Bench part as one task.
 MT_BENCH = frozenset(
     ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

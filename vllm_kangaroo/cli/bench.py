@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import measure, setup_of
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.cli.bench_comparisons import add_commands
 from vllm_kangaroo.console import make_console
+from vllm_kangaroo.demo.models import SHOWN, WHICH, served
 from vllm_kangaroo.options import OptionError
 
 bench_app = typer.Typer(invoke_without_command=True)
@@ -23,7 +23,9 @@ add_commands(bench_app)
 @bench_app.callback()
 def bench(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Model to measure.", show_default="demo")] = "",
+    model: Annotated[
+        str, typer.Option(help=f"Model to measure: {WHICH}.", show_default=SHOWN.name)
+    ] = "",
     method: Annotated[str, typer.Option(help="Method of drafting.")] = "kangaroo",
     adapter: Annotated[
         Path | None, typer.Option(help="Adapter directory. Default: that beside the model.")
@@ -68,7 +70,7 @@ def bench(
     if verbose:
         engines.verbose_logging()
     settings = engines.EngineSettings(
-        model=model or demo_model(), dtype=dtype, eager=eager, max_num_seqs=batch_size
+        model=served(model), dtype=dtype, eager=eager, max_num_seqs=batch_size
     )
     speculative = engines.speculative_config(
         method,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
+
+from vllm_kangaroo.console import make_console
 
 
 class AdapterByDefault(TyperGroup):
@@ -42,7 +43,7 @@ def adapter(
     from vllm_kangaroo.training.checkpoints.convert import convert as run
 
     config = run(source, out, exit_layer, model)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     console.print(f"{out}: adapter at exit {exit_layer}, {config.torch_dtype}")
     if config.target.norm_fingerprint is None:
         console.print(
@@ -68,7 +69,7 @@ def gguf(
     """Convert a GGUF file into a checkpoint that vLLM serves."""
     from vllm_kangaroo.training.checkpoints.gguf_convert import convert_gguf
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     config = convert_gguf(source, out, dtype=dtype, tokenizer=tokenizer, told=console.print)
     name = str(config.dtype).removeprefix("torch.")
     console.print(f"{out}: {config.architectures[0]}, {config.num_hidden_layers} layers, {name}")

@@ -1,30 +1,34 @@
-"""``vllm-kangaroo demo``: the same prompts in vLLM alone and with early-exit drafting."""
+"""``vllm-kangaroo demo``: the same prompts in vLLM alone and with early-exit drafting, or a conversation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from vllm_kangaroo import demo_model
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import run_setup
-from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, Prompt, load_prompts
+from vllm_kangaroo.bench.prompts import Prompt, load_prompts
 from vllm_kangaroo.console import make_console, telling
+from vllm_kangaroo.demo.chat import Chat, reader
 from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.demo_results import DemoResult, Segment
+from vllm_kangaroo.demo.interrupts import shielded
+from vllm_kangaroo.demo.models import SHOWN, WHICH, known, served
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import of_measurement
 
-# The demo model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
-DEMO_DRAFTING: dict[str, dict[str, Any]] = {
-    "kangaroo": {"num_speculative_tokens": 5, "confidence_threshold": 0.05},
-    "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
-}
+MAX_TOKENS = 128
+CHAT_MAX_TOKENS = 512
+ROUNDS = 2
+NOT_IN_A_CHAT = ("prompt", "rounds", "json_file", "svg_file")
 
 
 class Method(StrEnum):
@@ -36,22 +40,34 @@ class Method(StrEnum):
 
 
 def demo(
+    ctx: typer.Context,
     prompt: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="A prompt of your own; may be repeated."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Talk to the model, its drafts coloured as they come.")
+    ] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for greedy decoding.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per prompt.")] = 128,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of an answer.",
+            show_default=f"{MAX_TOKENS}, {CHAT_MAX_TOKENS} in a chat",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, ... or auto.")] = "bfloat16",
     eager: Annotated[
-        bool, typer.Option("--eager", help="Compile neither engine: quicker start, slower run.")
+        bool, typer.Option("--eager", help="Compile no engine: quicker start, slower run.")
     ] = False,
     method: Annotated[
         Method, typer.Option(help="Method of drafting, or all beside each other.")
     ] = Method.KANGAROO,
-    model: Annotated[str, typer.Option(help="Another model.", show_default="demo")] = "",
+    model: Annotated[str, typer.Option(help=f"{WHICH}.")] = SHOWN.name,
     adapter: Annotated[
-        Path | None, typer.Option(help="Adapter directory. Default: that beside the model.")
+        Path | None,
+        typer.Option(help="Adapter directory. Default: the demo's, or that beside the model."),
     ] = None,
     exit_layer: Annotated[
         int | None, typer.Option(help="Draft after this layer with the model's own head.")
@@ -60,7 +76,14 @@ def demo(
         str | None,
         typer.Option(metavar="JSON", help="All of it, as vLLM takes it, instead of these flags."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each prompt per engine.")] = 2,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs of each prompt per engine.",
+            show_default=f"{SHOWN.rounds}",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")
     ] = None,
@@ -69,43 +92,30 @@ def demo(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show vLLM's log.")] = False,
 ) -> None:
-    """Generate with vLLM alone and with early-exit drafting, and compare text and speed."""
+    """Generate with vLLM alone and with early-exit drafting, and compare text and speed; or chat."""
     console = make_console()
-    colours = console.color_system is not None
-    prompts = [Prompt.of_text(f"prompt {at}", text) for at, text in enumerate(prompt or (), 1)]
-    prompts = prompts or load_prompts(DEMO_PROMPTS)
     if verbose:
         engines.verbose_logging()
-    settings = engines.EngineSettings(model=model or demo_model(), dtype=dtype, eager=eager)
+    shown = known(model)
     configs = speculative_configs(
-        method, speculative_config, demo=not model, adapter=adapter, exit_layer=exit_layer
+        method,
+        speculative_config,
+        drafting={} if shown is None else shown.drafting(),
+        adapter=adapter,
+        exit_layer=exit_layer,
     )
-
-    def show(name: str, one: Prompt, segments: list[Segment]) -> None:
-        label = name if len(configs) > 1 else None
-        console.print(answer(one.messages[-1].content, segments, colours=colours, method=label))
-
-    wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}
-    with engines.several(settings, wanted, console, INSPECTION) as started:
-        setup = run_setup(settings, started[PLAIN], 1, max_tokens, temperature)
-        console.print(legend(configs, colours=colours), end="\n\n")
-        with telling(console, f"generating, each prompt on every engine, {rounds}x"):
-            found = compare(
-                started,
-                prompts,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                rounds=rounds,
-                told=show,
-            )
-    result = DemoResult(
-        setup=setup.model_copy(update={"prompts": len(found)}),
-        speculative_configs={
-            name: engines.without_paths(config) for name, config in configs.items()
-        },
-        rounds=rounds,
-        prompts=found,
-        provenance=of_measurement(engines.device()),
+    if chat:
+        _refuse_in_a_chat(ctx, method)
+    settings = engines.EngineSettings(model=served(model), dtype=dtype, eager=eager)
+    if chat:
+        [config] = configs.values()
+        _chat(settings, config, console, max_tokens or CHAT_MAX_TOKENS, temperature)
+        return
+    prompts = [Prompt.of_text(f"prompt {at}", text) for at, text in enumerate(prompt or (), 1)]
+    prompts = prompts or load_prompts((shown or SHOWN).prompts)
+    rounds = rounds or (ROUNDS if shown is None else shown.rounds)
+    result = _compare(
+        settings, configs, prompts, console, max_tokens or MAX_TOKENS, temperature, rounds
     )
     for part in closing(result):
         console.print(part)
@@ -117,11 +127,78 @@ def demo(
         console.print(f"picture written to {svg_file}", soft_wrap=True)
 
 
+def _compare(
+    settings: engines.EngineSettings,
+    configs: Mapping[str, dict[str, Any]],
+    prompts: list[Prompt],
+    console: Console,
+    max_tokens: int,
+    temperature: float,
+    rounds: int,
+) -> DemoResult:
+    colours = console.color_system is not None
+
+    def show(name: str, one: Prompt, segments: list[Segment]) -> None:
+        label = name if len(configs) > 1 else None
+        console.print(answer(one.messages[-1].content, segments, colours=colours, method=label))
+
+    wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}
+    with engines.several(settings, wanted, console, INSPECTION) as started:
+        setup = run_setup(settings, started[PLAIN], 1, max_tokens, temperature)
+        console.print(legend(configs, colours=colours), end="\n\n")
+        times = f"{rounds}x" if rounds > 1 else "once"
+        with telling(console, f"generating, each prompt on every engine, {times}"):
+            found = compare(
+                started,
+                prompts,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                rounds=rounds,
+                told=show,
+            )
+    return DemoResult(
+        setup=setup.model_copy(update={"prompts": len(found)}),
+        speculative_configs={
+            name: engines.without_paths(config) for name, config in configs.items()
+        },
+        rounds=rounds,
+        prompts=found,
+        provenance=of_measurement(engines.device()),
+    )
+
+
+def _chat(
+    settings: engines.EngineSettings,
+    config: dict[str, Any],
+    console: Console,
+    max_tokens: int,
+    temperature: float,
+) -> None:
+    colours = console.color_system is not None
+    with ExitStack() as stack:
+        starting = engines.several(settings, {config["method"]: config}, console, INSPECTION)
+        started = shielded(lambda: stack.enter_context(starting))
+        [llm] = started.values()
+        console.print(legend([config["method"]], colours=colours), end="\n\n")
+        talk = Chat(llm, console, colours=colours, max_tokens=max_tokens, temperature=temperature)
+        talk.run(reader(console))
+
+
+def _refuse_in_a_chat(ctx: typer.Context, method: Method) -> None:
+    if method is Method.ALL:
+        raise OptionError("--chat and --method all exclude each other: name one method.")
+    for name in NOT_IN_A_CHAT:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = name.removesuffix("_file")
+            raise OptionError(f"--chat and --{flag} exclude each other: leave one of them out.")
+
+
 def speculative_configs(
     method: Method,
     whole: str | None,
     *,
-    demo: bool,
+    drafting: Mapping[str, Mapping[str, Any]],
     adapter: Path | None,
     exit_layer: int | None,
 ) -> dict[str, dict[str, Any]]:
@@ -129,12 +206,12 @@ def speculative_configs(
 
     Args:
         whole: all of it as JSON, for one method.
-        demo: whether the model is the demo's, for which there are settings.
+        drafting: settings that suit the model, by method.
 
     Raises:
         OptionError: if the flags contradict each other or a method refuses them.
     """
-    flags: dict[str, Any] = {"model": adapter, "exit_layer": exit_layer}
+    flags = {"model": adapter, "exit_layer": exit_layer}
     if whole is not None:
         if method is Method.ALL:
             raise OptionError(
@@ -142,12 +219,14 @@ def speculative_configs(
             )
         config = engines.speculative_config(method, whole, **flags)
         return {config["method"]: config}
-    names = list(DEMO_DRAFTING) if method is Method.ALL else [method.value]
-    return {
-        name: engines.speculative_config(
-            name,
-            **(flags if name == Method.KANGAROO or method is not Method.ALL else {}),
-            **(DEMO_DRAFTING[name] if demo else {}),
-        )
-        for name in names
-    }
+    given = {name: flag for name, flag in flags.items() if flag is not None}
+    names = ["kangaroo", "hispec"] if method is Method.ALL else [method.value]
+    found = {}
+    for name in names:
+        settings = dict(drafting.get(name, {}))
+        if name == Method.KANGAROO or method is not Method.ALL:
+            if given:
+                settings.pop("model", None)
+            settings |= given
+        found[name] = engines.speculative_config(name, **settings)
+    return found

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_kangaroo import demo_model
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench.feed import Feed, serve, serve_in_turns
 from vllm_kangaroo.bench.scheduler_comparison import (
     SCHEDULER,
@@ -34,7 +34,7 @@ TURN_S = 0.5
 
 
 def replay_command(
-    model: Annotated[str, typer.Option(help="Model to serve.", show_default="demo")] = "",
+    model: Annotated[str, typer.Option(help="Model to serve.", show_default="tiny")] = "",
     method: Annotated[
         str, typer.Option(help="kangaroo, hispec, or none for no drafts.")
     ] = "kangaroo",
@@ -70,7 +70,7 @@ def replay_command(
         )
     later = later[:requests]
     settings: dict[str, Any] = {
-        "model": model or demo_model(),
+        "model": model or tiny_model(),
         "dtype": dtype,
         "enforce_eager": eager,
         "max_num_seqs": batch_size,

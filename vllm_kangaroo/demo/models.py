@@ -29,7 +29,7 @@ class DemoModel:
 
 
 # The tiny model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
-_TINY_DRAFTING = {
+_TINY_DRAFTING: dict[str, dict[str, Any]] = {
     "kangaroo": {"num_speculative_tokens": 5, "confidence_threshold": 0.05},
     "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
 }
@@ -38,6 +38,8 @@ SMOLLM2 = DemoModel(
     "smollm2", demo_model, _HERE / "smollm2_prompts.json", smollm2.drafting, rounds=1
 )
 MODELS = {one.name: one for one in (SMOLLM2, TINY)}
+WHICH = f"{', '.join(MODELS)}, a directory or a name on the hub"
+"""What ``--model`` takes, in words."""
 
 SHOWN = TINY
 """What is shown when no model is named."""

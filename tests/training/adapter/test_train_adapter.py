@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 from tests.training.models import make_llama
 from tests.training.stopping import slow_script, wait_for
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.cli.train import train_app
-from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.run.state import ResumeError
 
 FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with the demo tokenizer, and two data files."""
     folder = tmp_path_factory.mktemp("train")
     make_llama(folder / "model", vocab_size=4096, tied=True)
-    AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(folder / "model")
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     generator = np.random.default_rng(0)
     for name in ("a", "b"):

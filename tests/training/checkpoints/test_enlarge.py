@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tests.training.models import make_adapter_for, make_llama
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
-from vllm_kangaroo.demo import demo_model_path
 from vllm_kangaroo.training.checkpoints.enlarge import EnlargeError
 from vllm_kangaroo.training.checkpoints.enlarge_checkpoint import enlarge_adapter, enlarge_model
 
@@ -61,8 +61,10 @@ def test_logits_of_a_random_llama(tmp_path: Path, tied: bool, bias: bool, depth:
 
 @torch.no_grad()
 def test_logits_of_the_demo_model(tmp_path: Path) -> None:
-    enlarge_model(demo_model_path(), tmp_path / "large", hidden=768, ffn=6144, heads=12, kv_heads=4)
-    small, large = load(demo_model_path()), load(tmp_path / "large")
+    enlarge_model(
+        Path(tiny_model()), tmp_path / "large", hidden=768, ffn=6144, heads=12, kv_heads=4
+    )
+    small, large = load(Path(tiny_model())), load(tmp_path / "large")
     assert sum(p.numel() for p in large.parameters()) > 180_000_000
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "large")
     ids = tokenizer.apply_chat_template(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from vllm_kangaroo.demo import demo_model_path
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.training.data.documents import DataError, Document, read_documents
 
 MESSAGES = [
@@ -23,7 +23,7 @@ MESSAGES = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo_model_path())
+    return AutoTokenizer.from_pretrained(tiny_model())
 
 
 def read(path: Path, content: str, tokenizer: Any) -> list[Document]:
@@ -96,7 +96,7 @@ def test_unreadable_files(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_templates_that_do_not_grow(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     row = json.dumps({"messages": MESSAGES})
     tokenizer.chat_template = "{{ messages | length }}: {{ messages[-1].content }}"
     with pytest.raises(DataError, match="rendered differently"):

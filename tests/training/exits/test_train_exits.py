@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from tests.e2e.engines import Engine
 from tests.training.models import make_llama
 from tests.training.stopping import slow_script, wait_for
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli.train import train_app
-from vllm_kangaroo.demo import demo_model_path
 
 SCRIPT = slow_script("exits.exit_trainer.ExitTrainer")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with the demo tokenizer, its config alone, and a data file."""
     folder = tmp_path_factory.mktemp("exits")
     make_llama(folder / "model", vocab_size=4096, tied=True)
-    AutoTokenizer.from_pretrained(demo_model_path()).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(folder / "model")
     generator = np.random.default_rng(0)
     rows = [
         {"role": role, "content": " ".join(generator.choice(WORDS, 12))}

@@ -139,14 +139,14 @@ def _set_rope(file: GgufFile, config: Any) -> None:
     factors = file.rope_factors()
     if factors is None:
         return
-    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA3_ROPE}
-    theta = config.rope_parameters["rope_theta"]
-    expected = llama3_factors(2 * len(factors), theta, scaling["factor"])
+    factor = float(factors.max())
+    expected = llama3_factors(2 * len(factors), config.rope_parameters["rope_theta"], factor)
     if not np.allclose(factors, expected, rtol=1e-3):
         raise GgufError(
             f"the tensor '{ROPE_FACTORS}' of '{file.path}' holds other factors than Llama 3's, which "
             "have no name in a config; give a model of another kind"
         )
+    scaling = {"rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}
     config.rope_parameters = config.rope_parameters | scaling
 
 
