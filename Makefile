@@ -1,7 +1,7 @@
 # `make demo` and `make test` work from a fresh clone: each sets up .venv first, which does nothing
 # when .venv is up to date.
 #
-#   PYTHON=/path/to/python3.11   the Python to set up with
+#   PYTHON=/path/to/python3.12   the Python to set up with (3.11, 3.12 or 3.13)
 #   ENV=/path/to/environment     use this environment as it is, without any set-up (vLLM for CUDA, say)
 #   ARGS="..."                   further arguments for demo, test or bench
 
@@ -15,9 +15,9 @@ BIN := $(ENV)/bin
 setup:
 else
 BIN := .venv/bin
-RUNNER := $(shell command -v python3.11 || command -v python3 || command -v $(or $(PYTHON),python))
+RUNNER := $(shell command -v python3 || command -v $(or $(PYTHON),python))
 setup:
-	$(if $(RUNNER),,$(error No Python was found: install Python 3.11, or name one with PYTHON=/path/to/python3.11))
+	$(if $(RUNNER),,$(error No Python was found: install Python 3.11, 3.12 or 3.13, or name one with PYTHON=/path/to/python3.12))
 	@$(RUNNER) tools/bootstrap.py
 endif
 

