@@ -6,7 +6,7 @@
 #   ARGS="..."                   further arguments for demo, test or bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-fast lint bench clean
 
 ARGS ?=
 
@@ -22,13 +22,16 @@ setup:
 endif
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## generate with vLLM alone and with Kangaroo, side by side
 	@$(BIN)/vllm-kangaroo demo $(ARGS)
 
 test: setup ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## run the tests that start no engine and no set-up, within a minute
+	@$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
 
 lint: setup ## ruff check, ruff format --check, mypy
 	@$(BIN)/ruff check .

