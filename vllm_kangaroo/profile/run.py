@@ -217,7 +217,9 @@ class _Exits:
     def __init__(self, options: ProfileOptions, heads: Sequence[Head]) -> None:
         exits = sorted({head.exit_layer for head in heads})
         dtype = getattr(torch, options.dtype)
-        target = Target.load(options.model, exits, dtype, options.device)
+        target = Target.load(
+            options.model, exits, dtype, options.device, for_adapter=bool(options.adapter)
+        )
         self.reader = Reader(target, heads, options.dtype, options.device)
         self.tokens = options.tokens
         tokenizer = load_tokenizer(options.model)

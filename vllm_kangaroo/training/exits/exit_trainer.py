@@ -21,6 +21,7 @@ from vllm_kangaroo.training.data.windows import Order, Windows
 from vllm_kangaroo.training.exits.exit_loss import backward, exit_weights
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.layer_dropout import draw, hooked, probabilities
+from vllm_kangaroo.training.run.own_logits import OwnLogits
 
 
 class ExitTrainer:
@@ -39,6 +40,7 @@ class ExitTrainer:
         self.steps = steps
         self.progress = Progress()
         self.layers = len(self.model.get_decoder().layers)
+        self.logits = OwnLogits(self.model)
         tokens = options.batch_size * options.window
         self.sources = [
             (part, Order(len(part), tokens // part.ids.shape[1], options.seed))
@@ -122,12 +124,6 @@ class ExitTrainer:
         return {
             layer: final if layer == self.layers else decoder.norm(states[layer]) for layer in exits
         }
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _autocast(self) -> Any:
         if self.options.dtype != "bfloat16":

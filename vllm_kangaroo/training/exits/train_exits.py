@@ -19,7 +19,7 @@ from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
 from vllm_kangaroo.training.run.curve import Row, write_curve
 from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
-from vllm_kangaroo.training.run.target import TargetError
+from vllm_kangaroo.training.run.target import TargetError, logits_of
 
 CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.json"
@@ -109,8 +109,8 @@ def _load(options: ExitTrainingOptions) -> Any:
     """The model in float32: of a checkpoint, or new ones of a config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # Fused attention is the slower one in training on CPUs.
-    kind = "eager" if torch.device(options.device).type == "cpu" else "sdpa"
+    # Fused attention, the default of classes that have it, is the slower one in training on CPUs.
+    kind = "eager" if torch.device(options.device).type == "cpu" else None
     name = options.model if options.model is not None else options.config
     try:
         if options.model is not None:
@@ -131,11 +131,7 @@ def _load(options: ExitTrainingOptions) -> Any:
             raise
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TargetError(f"'{name}' cannot be loaded ({first}); give a Llama or Qwen") from None
-    if not hasattr(model.get_decoder(), "norm"):
-        raise TargetError(
-            f"'{name}' ({model.config.model_type}) has no norm before its head; only decoders such "
-            "as Llama and Qwen can be trained for early exits"
-        )
+    logits_of(str(name), model)  # refuses a model that cannot be read at its exits
     return model
 
 

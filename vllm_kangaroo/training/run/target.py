@@ -22,13 +22,14 @@ from vllm_kangaroo.adapters.config import (
 from vllm_kangaroo.training.adapter.shallow import TwoDepths
 from vllm_kangaroo.training.exits.layer_dropout import hooked
 from vllm_kangaroo.training.run import parallel
+from vllm_kangaroo.training.run.own_logits import LogitsError, OwnLogits, own_logits
 from vllm_kangaroo.training.run.sharding import ShardedDecoder, mesh
 
 _ORIGINAL_ROPE_THETA = 10000.0  # what the paper's adapters use
 
 
 class TargetError(ValueError):
-    """A model that no adapter can be trained for; the message names key, value and remedy."""
+    """A model that cannot be trained or profiled; the message names key, value and remedy."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Target:
     config: Any
     exits: tuple[int, ...]
     decoder: TwoDepths | ShardedDecoder
+    logits: OwnLogits
 
     @classmethod
     def load(
@@ -49,28 +51,34 @@ class Target:
         dtype: torch.dtype,
         device: str,
         shard: bool = False,
+        for_adapter: bool = True,
     ) -> Target:
         """Load local files with transformers.
 
         Args:
             shard: spread the layers over the processes that train together. They take turns, so
                 that the host holds the model once and not once for each.
+            for_adapter: whether an adapter is to read it.
 
         Raises:
-            TargetError: no such directory, an exit that is not inside the model, or a model
-                without the RMS norm that an adapter has.
+            TargetError: no such directory, an exit that is not inside the model, a model whose
+                logits cannot be computed at its exits or, for an adapter, one without the RMS norm
+                that an adapter has.
             ShardingError: one process to spread over.
         """
-        _check(name, exits)
+        _check(name, exits, for_adapter)
+        decoder: TwoDepths | ShardedDecoder
         if not shard:
             model = _read(name, dtype).to(device)
+            logits = logits_of(name, model)
             decoder = TwoDepths(model.get_decoder(), max(exits))
-            return cls(name, model, model.config.get_text_config(), tuple(exits), decoder)
-        processes = mesh(device)
-        with parallel.one_at_a_time():
-            model = _read(name, dtype)
-            sharded = ShardedDecoder(model, device, processes, max(exits))
-        return cls(name, model, model.config.get_text_config(), tuple(exits), sharded)
+        else:
+            processes = mesh(device)
+            with parallel.one_at_a_time():
+                model = _read(name, dtype)
+                logits = logits_of(name, model)  # while it runs by itself
+                decoder = ShardedDecoder(model, device, processes, max(exits))
+        return cls(name, model, model.config.get_text_config(), tuple(exits), decoder, logits)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -118,13 +126,6 @@ class Target:
         """Size of the state of one token at one exit, or at the end."""
         size: int = next(self.model.parameters()).element_size() * self.config.hidden_size
         return size
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The LM head: ``[..., N] -> [..., V]``, float32, capped if the model caps them."""
-        head = self.model.get_output_embeddings()
-        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def norm_scale(self, norm: nn.Module) -> Tensor:
         """Factors ``[N]``, float32, that an RMS norm multiplies a normalised state with.
@@ -190,10 +191,8 @@ def _read(name: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        # Fused attention is the slower in training on CPUs, but here no gradient is asked for.
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-        )
+        # With fused attention, as is the default of classes that have it: no gradient is asked for.
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, local_files_only=True)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from None
     return model.requires_grad_(False).eval()
@@ -204,7 +203,22 @@ def _unreadable(name: str, error: Exception) -> TargetError:
     return TargetError(f"--model '{name}' cannot be loaded ({first})")
 
 
-def _check(name: str, exits: Sequence[int]) -> None:
+def logits_of(name: str, model: Any) -> OwnLogits:
+    """`own_logits` of a model.
+
+    Raises:
+        TargetError: they cannot be computed at its exits.
+    """
+    try:
+        return own_logits(model)
+    except LogitsError as error:
+        raise TargetError(
+            f"--model '{name}' ({model.config.model_type}) has no early exits here: {error}; give a decoder "
+            "such as Llama or Qwen"
+        ) from None
+
+
+def _check(name: str, exits: Sequence[int], for_adapter: bool) -> None:
     from transformers import AutoConfig
 
     if not Path(name).is_dir():
@@ -213,7 +227,7 @@ def _check(name: str, exits: Sequence[int]) -> None:
         config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config()
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from None
-    if getattr(config, "rms_norm_eps", None) is None:
+    if for_adapter and getattr(config, "rms_norm_eps", None) is None:
         raise TargetError(
             f"--model '{name}' ({config.model_type}) has no rms_norm_eps; only models with RMS "
             "norms can have an adapter"
