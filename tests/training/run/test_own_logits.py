@@ -41,6 +41,20 @@ def test_are_those_of_the_model_s_own_forward(model_type: str) -> None:
     assert torch.allclose(head_alone, expected) == (model_type not in BEYOND_THE_HEAD)
 
 
+@pytest.mark.parametrize("model_type", KINDS)
+def test_some_tokens_alone(model_type: str) -> None:
+    model = make_kind(model_type)
+    which = torch.tensor([1, 7, 40, 96])
+    with torch.no_grad():
+        states = model.get_decoder()(some_ids(2, 7), use_cache=False).last_hidden_state
+        expected = own_logits(model)(states)
+        found = OwnLogits(model, which)(states)
+        torch.testing.assert_close(found, expected[..., which], rtol=1e-4, atol=1e-4)
+        assert torch.equal(
+            own_logits(model)(states), expected
+        )  # the model has its whole head still
+
+
 @pytest.mark.parametrize(
     ("model_type", "written_out"),
     [

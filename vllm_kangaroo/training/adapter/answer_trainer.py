@@ -50,7 +50,7 @@ class AnswerTrainer:
         self.head: Head = target.logits
         if options.draft_vocab is not None:
             self.draft_vocab = data.frequent(options.draft_vocab, target.config.vocab_size)
-            self.head = target.head_of(self.draft_vocab)
+            self.head = target.logits_of(self.draft_vocab)
         self.pupils = [
             Pupil(target, exit_layer, options, self.draft_vocab) for exit_layer in target.exits
         ]

@@ -49,9 +49,9 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
                 f"--out '{options.out_of(exit_layer)}' already holds an adapter; name a new directory"
             )
     origin = of_checkpoint()
-    target = Target.load(
-        options.model, options.exit_layer, getattr(torch, options.dtype), options.device
-    )
+    # Of the target only the head is run: in float32, the faster on CPUs without bfloat16.
+    dtype = torch.float32 if options.device == "cpu" else getattr(torch, options.dtype)
+    target = Target.load(options.model, options.exit_layer, dtype, options.device)
     order_steps = max(len(data) // options.batch_size, 1)
     trainer = AnswerTrainer(target, data, options.steps or order_steps, options)
     console.print(

@@ -38,11 +38,14 @@ class _States(BaseModelOutputWithPast):
 class OwnLogits:
     """From what a decoder returns to logits, by the model's own class; weights are the model's, not copies.
 
+    Args:
+        token_ids: compute the logits of these tokens alone, from copies of their rows of the LM head.
+
     Raises:
-        LogitsError: a model that does not name its decoder.
+        LogitsError: a model that does not name its decoder or, for ``token_ids``, its LM head.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, token_ids: Tensor | None = None) -> None:
         decoder = model.get_decoder()
         paths = [name for name, module in model.named_modules() if module is decoder]
         if not paths or not paths[0]:
@@ -58,6 +61,12 @@ class OwnLogits:
             outer._modules = {**parent._modules, name: part}
             part = outer
         self._around = part
+        if token_ids is not None:
+            name = next((n for n, m in model.named_children() if m is self._embeddings), None)
+            if name is None:
+                raise LogitsError(f"its class {type(model).__name__} does not name its LM head")
+            # The outermost copy is ours alone: the model keeps its head.
+            self._around._modules[name] = _rows(self._embeddings, token_ids)
 
     def __call__(self, states: Tensor) -> Tensor:
         """``[..., N] -> [..., V]``, float32."""
@@ -71,6 +80,19 @@ class OwnLogits:
 
     def _decoded(self, *_: Any, **__: Any) -> _States:
         return _States(last_hidden_state=self._given)
+
+
+def _rows(head: Any, token_ids: Tensor) -> torch.nn.Linear:
+    """A part of an LM head."""
+    which = token_ids.to(head.weight.device)
+    bias = getattr(head, "bias", None)
+    part = torch.nn.Linear(
+        head.weight.shape[1], len(which), bias=bias is not None, dtype=head.weight.dtype
+    )
+    part.weight = torch.nn.Parameter(head.weight.detach()[which], requires_grad=False)
+    if bias is not None:
+        part.bias = torch.nn.Parameter(bias.detach()[which], requires_grad=False)
+    return part
 
 
 def _chain(model: Any, path: str) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,17 +136,18 @@ class Target:
             scale: Tensor = norm(torch.ones_like(next(norm.parameters()))).float()
         return scale * (1 + self.config.rms_norm_eps) ** 0.5
 
-    def head_of(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """`logits` of some tokens alone, ``[..., N] -> [..., R]``, without computing the others."""
-        weight = self.model.get_output_embeddings().weight
-        rows = weight.detach()[token_ids.to(weight.device)].float()
-        cap = getattr(self.config, "final_logit_softcapping", None)
+    def logits_of(self, token_ids: Tensor) -> OwnLogits:
+        """`logits` of some tokens alone, ``[..., N] -> [..., R]``, without computing the others.
 
-        def logits(hidden: Tensor) -> Tensor:
-            found = nn.functional.linear(hidden.float(), rows)
-            return found if cap is None else cap * torch.tanh(found / cap)
-
-        return logits
+        Raises:
+            TargetError: the model's head cannot be taken apart.
+        """
+        try:
+            return OwnLogits(self.model, token_ids)
+        except LogitsError as error:
+            raise TargetError(
+                f"'{self.name}' cannot draft a part of its vocabulary: {error}; leave --draft-vocab out"
+            ) from None
 
     def adapter_config(
         self,
