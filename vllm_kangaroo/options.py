@@ -33,6 +33,8 @@ class TargetShape(BaseModel):
 
     name: str
     architecture: str
+    other_names: frozenset[str] = frozenset()
+    """Aliases of the architecture: an adapter may name one, or the checkpoint."""
     num_hidden_layers: int
     hidden_size: int
     num_attention_heads: int
@@ -305,7 +307,7 @@ def check_adapter(
             f"{where} was trained for {made_for.name_or_path} of {made_for.num_hidden_layers} layers, but "
             f"{target.name} has {target.num_hidden_layers}: {remedy}"
         )
-    if made_for.architecture != target.architecture:
+    if made_for.architecture not in {target.architecture, *target.other_names}:
         raise OptionError(
             f"{where} was trained for a {made_for.architecture}, but {target.name} is a {target.architecture}: {remedy}"
         )

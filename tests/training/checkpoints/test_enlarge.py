@@ -60,6 +60,16 @@ def test_logits_of_a_random_llama(tmp_path: Path, tied: bool, bias: bool, depth:
 
 
 @torch.no_grad()
+def test_a_llama_by_its_other_name(tmp_path: Path) -> None:
+    make_llama(tmp_path / "small")
+    path = tmp_path / "small" / "config.json"
+    path.write_text(path.read_text().replace("LlamaForCausalLM", "LLaMAForCausalLM"))
+    enlarge_model(tmp_path / "small", tmp_path / "large", hidden=96, ffn=77, heads=12, kv_heads=4)
+    small, large = load(tmp_path / "small"), load(tmp_path / "large")
+    assert torch.allclose(large(tokens(97)).logits, small(tokens(97)).logits, atol=1e-4)
+
+
+@torch.no_grad()
 def test_logits_of_the_demo_model(tmp_path: Path) -> None:
     enlarge_model(
         Path(tiny_model()), tmp_path / "large", hidden=768, ffn=6144, heads=12, kv_heads=4

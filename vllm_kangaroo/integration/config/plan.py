@@ -8,6 +8,7 @@ from vllm.config import CUDAGraphMode, ModelConfig, ParallelConfig, SpeculativeC
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from vllm_kangaroo.integration.config.architectures import names_of
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 
@@ -49,6 +50,7 @@ def target_shape(model: ModelConfig) -> TargetShape:
     return TargetShape(
         name=model.model,
         architecture=model.architecture,
+        other_names=names_of(model),
         num_hidden_layers=model.get_total_num_hidden_layers(),
         hidden_size=model.get_hidden_size(),
         num_attention_heads=model.hf_text_config.num_attention_heads,

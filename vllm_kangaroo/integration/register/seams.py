@@ -263,6 +263,18 @@ SEAMS: tuple[Seam, ...] = (
         "A layer range runs as a pipeline stage; models ask this group for their place.",
     ),
     Seam(
+        "vllm.model_executor.models.registry:ModelRegistry.inspect_model_cls",
+        "called",
+        "Tells by which class a checkpoint's architecture is served, whose other names are in ModelRegistry.models.",
+        ("architectures", "model_config"),
+    ),
+    Seam(
+        "vllm.model_executor.models.registry:_LazyRegisteredModel",
+        "called",
+        "Holds the class of an architecture, by which its aliases are found.",
+        ("module_name", "class_name"),
+    ),
+    Seam(
         "vllm.model_executor.models.interfaces:supports_pp",
         "called",
         "Tells models that can be cut: decoders with start_layer and end_layer.",

@@ -120,7 +120,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"'{folder}' has no readable config.json ({error}); give a local checkpoint directory"
         ) from None
     architectures = config.get("architectures")
-    if architectures != ["LlamaForCausalLM"] or "quantization_config" in config:
+    if (
+        architectures not in (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
+        or "quantization_config" in config
+    ):
         raise EnlargeError(
             f"'{folder}' has architectures {architectures}; only LlamaForCausalLM checkpoints in "
             "floating point can be enlarged"
