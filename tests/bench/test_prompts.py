@@ -1,6 +1,8 @@
 """Reading prompts, and choosing some of many."""
 
+import gzip
 import json
+import lzma
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from vllm_kangaroo.bench.prompts import (
     evenly,
     load_prompts,
 )
+
+QUESTION = '{"question_id": 81, "category": "qa", "turns": ["two"]}'
+CASES = Path(__file__).parents[1] / "cases" / "prompts"
+PACKERS = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress}
 
 
 def many(*sizes: int) -> list[Prompt]:
@@ -58,6 +64,31 @@ def test_question_form_takes_the_first_turn(tmp_path: Path):
         ("a.json", '[{"name": "x", "prompt": "y"}]', "messages"),
         ("a.json", "[]", "no prompt"),
         ("a.jsonl", "", "no prompt"),
+        ("a.jsonl", "\n\n", "no prompt"),
+        ("a.json", "", "line 1 of .* is not JSON"),
+        ("a.json", '{"name": "x"}', "valid array"),
+        ("a.json", '[\n{"name": "x"', "line 2 of .* is not JSON"),
+        ("a.json", '[{"name": 5, "messages": []}]', "name=5 in entry 1"),
+        (
+            "a.json",
+            '[{"name": "x", "messages": [{"role": "gpt", "content": "y"}]}]',
+            r"messages\[0\].role='gpt' in entry 1",
+        ),
+        (
+            "a.json",
+            '[{"name": "x", "messages": [{"role": "user", "content": null}]}]',
+            r"messages\[0\].content=None in entry 1",
+        ),
+        ("a.jsonl", '\n{"question_id": 1', "line 2 of .* is not JSON"),
+        ("a.jsonl", f"{QUESTION}\n{{}}", "line 2 of .* has no 'question_id'"),
+        ("a.jsonl", f"{QUESTION}\n[1]", "line 2 of .* is no JSON object"),
+        ("a.jsonl", QUESTION.replace('"two"', "null"), r"line 1 of .* has turns\[0\]=None"),
+        ("a.jsonl", QUESTION.replace('"two"', "5"), r"line 1 of .* has turns\[0\]=5"),
+        ("a.jsonl", QUESTION.replace('["two"]', "[]"), r"line 1 of .* has turns=\[\]"),
+        ("a.jsonl", QUESTION.replace('["two"]', '"two"'), "line 1 of .* has turns='two'"),
+        ("a.jsonl", QUESTION.replace("two", "\\ud83d"), "line 1 of .* half of a surrogate pair"),
+        ("a.jsonl", QUESTION.replace('"qa"', "5"), "line 1 of .* has category=5"),
+        ("a.jsonl", QUESTION.replace("81", "true"), "line 1 of .* has question_id"),
     ],
 )
 def test_wrong_file_is_one_sentence(tmp_path: Path, name: str, text: str, said: str):
@@ -67,6 +98,44 @@ def test_wrong_file_is_one_sentence(tmp_path: Path, name: str, text: str, said: 
         load_prompts(path)
     assert str(path) in str(caught.value)
     assert "question.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".xz", ".gz"])
+def test_lines_end_where_the_file_ends_them(tmp_path: Path, suffix: str):
+    """A line separator of Unicode is a character of the prompt; a mark, blank lines and CRLF are nothing."""
+    content = (CASES / "line_separator.jsonl").read_bytes()
+    spaced = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n\r\n")
+    path = tmp_path / f"question.jsonl{suffix}"
+    for given_bytes in (content, spaced):
+        path.write_bytes(PACKERS[suffix](given_bytes))
+        prompts = load_prompts(path)
+        assert [prompt.messages[0].content for prompt in prompts] == [
+            f"Name a stone.\u2028Say where it lies. ({at})" for at in range(4)
+        ]
+    form = tmp_path / "form.json"
+    form.write_bytes(b"\xef\xbb\xbf" + DEMO_PROMPTS.read_bytes())
+    assert [p.name for p in load_prompts(form)] == [p.name for p in load_prompts(DEMO_PROMPTS)]
+
+
+def test_prompts_that_a_template_refuses_are_named(tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'stone' in m.content | lower %}{{ raise_exception('no stones') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"\n{QUESTION}\n{QUESTION.replace('two', 'a stone')}")
+    with pytest.raises(
+        PromptError, match=r"^line 3 of --prompts .*a.jsonl is refused by .*no stones"
+    ):
+        load_prompts(path, str(tmp_path / "model"))
+    assert len(load_prompts(path, "a model of a hub")) == 2
+    path = tmp_path / "a.json"
+    messages = [{"role": "user", "content": "A stone?"}]
+    path.write_text(json.dumps([{"name": "x", "messages": messages}]))
+    with pytest.raises(PromptError, match=r"^entry 1 of --prompts .*a.json is refused by"):
+        load_prompts(path, str(tmp_path / "model"))
 
 
 def test_missing_file_is_named(tmp_path: Path):

@@ -75,7 +75,7 @@ class Comparison(BaseModel):
 def compare(options: CompareOptions, console: Console) -> Comparison:
     """Start all engines, then generate for all prompts on each, in turns: A B C, C B A, ..."""
     settings, configs = options.settings(), options.configs()
-    prompts = load_prompts(options.prompts or DEMO_PROMPTS)
+    prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
     wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}
     together = options.batch_size > 1
     temperature, max_tokens = options.temperature, options.max_tokens

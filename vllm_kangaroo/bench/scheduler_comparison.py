@@ -14,6 +14,7 @@ from vllm_kangaroo.bench.feed import Served, Stream, serve
 from vllm_kangaroo.bench.statistics import Spread
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
+from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 
 SCHEDULER = "vllm_kangaroo.LapsSdScheduler"
@@ -99,6 +100,22 @@ def usable(
         if (max_tokens is None or each.output_tokens <= max_tokens)
         and len(each.prompt_token_ids) + each.output_tokens < max_model_len
     ]
+
+
+def vocabulary(model: str) -> int:
+    """Token ids that a model has.
+
+    Raises:
+        LapsSdError: a model without a config that transformers can read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise LapsSdError(f"model={model!r} cannot be loaded ({first}): name another.") from None
+    return int(config.get_text_config().vocab_size)
 
 
 def teach(earlier: Sequence[TraceRequest], max_model_len: int, file: Path) -> None:

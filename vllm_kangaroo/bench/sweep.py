@@ -145,7 +145,7 @@ def sweep(
         done: told of everything so far after each pair of exits.
     """
     settings = options.settings()
-    prompts = load_prompts(options.prompts or DEMO_PROMPTS)
+    prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
     with telling(console, "starting vLLM alone"), engine(settings) as plain:
         setup = run_setup(

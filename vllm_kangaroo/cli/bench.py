@@ -66,7 +66,7 @@ def bench(
         _refuse_flags(ctx)
         return
     console = make_console()
-    found = load_prompts(prompts or DEMO_PROMPTS)
+    found = load_prompts(prompts or DEMO_PROMPTS, model or demo_model())
     if verbose:
         engines.verbose_logging()
     settings = engines.EngineSettings(

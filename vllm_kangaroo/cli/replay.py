@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from vllm_kangaroo.bench.scheduler_comparison import (
     summarise,
     teach,
     usable,
+    vocabulary,
 )
 from vllm_kangaroo.bench.simulated_replay import Model, mean_drafts
 from vllm_kangaroo.console import make_console
@@ -62,7 +64,10 @@ def replay_command(
 ) -> None:
     """Replay a stream of requests on a real engine, under vLLM's scheduler and under LAPS-SD."""
     console = make_console()
-    found = usable(read_trace(trace or DEFAULT_TRACE), max_model_len, max_tokens)
+    if not (isfinite(load) and load > 0):
+        raise LapsSdError(f"load={load:g} is no share of a capacity: give one above 0, as 0.8.")
+    requested = read_trace(trace or DEFAULT_TRACE, vocabulary(model or demo_model()))
+    found = usable(requested, max_model_len, max_tokens)
     earlier, later = found[: len(found) // 2], found[len(found) // 2 :]
     if len(later) < requests:
         raise LapsSdError(

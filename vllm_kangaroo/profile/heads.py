@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,31 @@ class Head:
         return str(self.exit_layer) if self.adapter is None else f"{self.exit_layer}+{self.adapter}"
 
 
-def heads_of(exits: Sequence[int], adapters: Sequence[Path]) -> list[Head]:
+def heads_of(exits: Sequence[int], adapters: Sequence[Path], target: Any) -> list[Head]:
     """Bare heads of all exits, those of adapters among them, then the adapters.
 
+    Args:
+        target: the model's config in transformers.
+
     Raises:
-        AdapterError: an adapter that cannot be read.
+        AdapterError: an adapter that cannot be read, or was made for a model of another size.
     """
-    found = [Head(AdapterConfig.load(path).exit_layer, path) for path in adapters]
+    found = [Head(_fitting(path, target).exit_layer, path) for path in adapters]
     layers = sorted({*exits, *(head.exit_layer for head in found)})
     return [*(Head(layer) for layer in layers), *found]
+
+
+def _fitting(path: Path, target: Any) -> AdapterConfig:
+    config = AdapterConfig.load(path)
+    for name, own, wanted in (
+        ("hidden_size", config.hidden_size, target.hidden_size),
+        ("num_hidden_layers", config.target.num_hidden_layers, target.num_hidden_layers),
+    ):
+        if own != wanted:
+            raise AdapterError(
+                f"--adapter '{path}' has {name}={own} where the model has {wanted}; give one made for it"
+            )
+    return config
 
 
 class Reader:
@@ -55,11 +72,6 @@ class Reader:
                 self._norms[head.name] = target.final_norm
             else:
                 adapter = load_adapter(head.adapter, getattr(torch, dtype))
-                if adapter.config.hidden_size != target.config.hidden_size:
-                    raise AdapterError(
-                        f"--adapter '{head.adapter}' has hidden_size={adapter.config.hidden_size} "
-                        f"where the model has {target.config.hidden_size}; give one made for it"
-                    )
                 self._norms[head.name] = adapter.to(device).eval()
 
     @torch.no_grad()

@@ -34,10 +34,11 @@ from vllm_kangaroo.profile.profile_results import (
 from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo, predict
 from vllm_kangaroo.profile.timing import Stopwatch
 from vllm_kangaroo.provenance import of_measurement
-from vllm_kangaroo.training.data.documents import DataError, read_documents
+from vllm_kangaroo.training.data.documents import read_documents
+from vllm_kangaroo.training.data.errors import DataError
 from vllm_kangaroo.training.data.prompts import draw_prompts
 from vllm_kangaroo.training.data.training_data import hashes, load_tokenizer
-from vllm_kangaroo.training.data.windows import pack
+from vllm_kangaroo.training.data.windows import Windows, pack
 from vllm_kangaroo.training.run.target import Target, TargetError
 
 _WINDOW = 256
@@ -55,9 +56,12 @@ def profile(options: ProfileOptions, console: Console) -> ProfileResult:
         EngineStartError: vLLM could not start.
     """
     hashes(options.data)
-    layers = _layers(options)
-    heads = heads_of(candidates(options, layers), options.adapter)
-    prompts = _prompts(options)
+    config = _config(options)
+    layers = config.num_hidden_layers
+    heads = heads_of(candidates(options, layers), options.adapter, config)
+    with telling(console, "reading data"):  # all of it, before an engine takes its time
+        prompts = _prompts(options)
+        windows = _windows(options, config.vocab_size)
     half = len(prompts) // 2
     choosing, checking = prompts[:half], prompts[half:]
     settings = EngineSettings(
@@ -70,7 +74,7 @@ def profile(options: ProfileOptions, console: Console) -> ProfileResult:
         answers, costs, adapter_costs = _time(options, watch, heads, layers, choosing, console)
         with telling(console, "reading the exits with transformers"):
             read = _Exits(options, heads)
-            text = read.reader.measure(read.windows)
+            text = read.reader.measure(windows)
             records = read.record(choosing, answers)
         exits = [
             _figures(each, heads, records, text[each.name], costs, adapter_costs, options)
@@ -133,7 +137,7 @@ def candidates(options: ProfileOptions, layers: int) -> list[int]:
     return sorted({max(at + 1, round(ratio**at)) for at in range(_CANDIDATES)})
 
 
-def _layers(options: ProfileOptions) -> int:
+def _config(options: ProfileOptions) -> Any:
     from transformers import AutoConfig
 
     if not Path(options.model).is_dir():
@@ -143,7 +147,7 @@ def _layers(options: ProfileOptions) -> int:
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise TargetError(f"--model '{options.model}' cannot be loaded ({first})") from None
-    return int(config.get_text_config().num_hidden_layers)
+    return config.get_text_config()
 
 
 def _prompts(options: ProfileOptions) -> list[list[int]]:
@@ -163,6 +167,18 @@ def _prompts(options: ProfileOptions) -> list[list[int]]:
     # Every other one goes to each half, so that both hold the same mix.
     chosen = [found[at * len(found) // count] for at in range(count)]
     return chosen[::2] + chosen[1::2]
+
+
+def _windows(options: ProfileOptions, vocabulary: int) -> Windows:
+    """Text to read the exits on."""
+    documents = list(read_documents(options.data, load_tokenizer(options.model), vocabulary))
+    length = min(_WINDOW, max(8, sum(len(each.ids) for each in documents)))
+    windows = pack(documents, length, options.seed).take(slice(options.windows))
+    if not windows.counted.any():
+        raise DataError(
+            f"the first {len(windows)} windows of the data hold no answer; give more --windows"
+        )
+    return windows
 
 
 def _time(
@@ -225,9 +241,6 @@ class _Exits:
         tokenizer = load_tokenizer(options.model)
         ends = target.model.generation_config.eos_token_id
         self.stop_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        documents = list(read_documents(options.data, tokenizer))
-        length = min(_WINDOW, max(8, sum(len(each.ids) for each in documents)))
-        self.windows = pack(documents, length, options.seed).take(slice(options.windows))
 
     def record(self, prompts: Prompts, answers: Sequence[Sequence[int]]) -> list[Record]:
         """See `Reader.record`."""

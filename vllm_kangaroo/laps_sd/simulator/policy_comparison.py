@@ -47,7 +47,7 @@ DEMO_STEP_TIME = StepTime(
 class SimulationSettings(BaseModel):
     """What is simulated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     load: float = Field(default=0.8, gt=0.0)
     batch_size: int = Field(default=1, ge=1)

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
+from vllm_kangaroo.text_inputs import InputError, Line, TextInput
+
+
+class StepLogError(InputError, LapsSdError):
+    """A step log that cannot be used; the message names file, line and remedy."""
 
 
 class StepRecord(BaseModel):
     """One measured step of an engine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     seconds: float = Field(gt=0.0)
     requests: int = Field(ge=1)
@@ -35,7 +40,7 @@ class StepTime(BaseModel):
     + per_request·requests + drafts·(draft + draft_per_request·requests)``
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     fixed: float = Field(ge=0.0)
     per_token: float = Field(default=0.0, ge=0.0)
@@ -117,14 +122,14 @@ def read_steps(file: Path) -> list[StepRecord]:
     """Measured steps from a file of JSON lines, as ``step_log`` has the scheduler write it.
 
     Raises:
-        LapsSdError: if a line is no step.
+        StepLogError: if a line is no step.
     """
-    steps = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            steps.append(StepRecord.model_validate_json(line))
-        except ValidationError as error:
-            raise LapsSdError(
-                f"line {number} of {file} is not a measured step ({error.errors()[0]['msg']}): name a step log."
-            ) from error
-    return steps
+    source = TextInput(file, StepLogError, f"steps={str(file)!r}", ": name a step log.")
+    return [_step(line) for line in source.lines()]
+
+
+def _step(line: Line) -> StepRecord:
+    step = line.read_as(StepRecord)
+    if step.prompt_tokens > step.tokens:
+        raise line.fault(f"has {step.prompt_tokens} prompt_tokens among {step.tokens} tokens")
+    return step

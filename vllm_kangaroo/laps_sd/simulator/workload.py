@@ -22,7 +22,7 @@ class Acceptance(BaseModel):
     assumed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     drafts: int = Field(default=2, ge=0)
     """Drafts per round; 0 for no speculation."""

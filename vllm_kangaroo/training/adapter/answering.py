@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from vllm_kangaroo.text_inputs import TextInput
+
 # Below this many answers, compiling the model takes longer than it saves.
 COMPILE_FROM = 2000
 
@@ -25,9 +27,9 @@ def main(job: Path, done: int) -> None:
     environment.apply()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    head, *rows = job.read_text(encoding="utf-8").splitlines()
-    settings = json.loads(head)
-    prompts: list[list[int]] = [json.loads(row) for row in rows]
+    head, *rows = TextInput(job).lines()
+    settings = head.object()
+    prompts: list[list[int]] = [row.value() for row in rows]
     if done >= len(prompts):
         return
     longest = max(map(len, prompts)) + settings["max_tokens"]

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from vllm_kangaroo.console import Progress
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
-from vllm_kangaroo.training.data.documents import DataError
+from vllm_kangaroo.training.data.errors import DataError
 from vllm_kangaroo.training.data.prompts import draw_prompts
 from vllm_kangaroo.training.run.state import ResumeError
 
@@ -80,7 +80,7 @@ def answer_data(
 
 
 def _check(path: Path, identity: dict[str, Any]) -> None:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         first = file.readline()
     try:
         found = json.loads(first)["made_from"]

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import data_files, of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Figures, Progress
 from vllm_kangaroo.training.adapter.on_policy import ANSWERS_FILE, answer_data
-from vllm_kangaroo.training.data.training_data import SPLIT, hashes, load_tokenizer, load_windows
+from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run import parallel
 from vllm_kangaroo.training.run.curve import Row, write_curve
@@ -61,28 +62,35 @@ def _train(
             )
     origin = of_checkpoint()
     dtype = getattr(torch, options.dtype)
-    target = Target.load(options.model, options.exit_layer, dtype, options.device, options.shard)
+    with telling(console, "loading the model"):
+        target = Target.load(
+            options.model, options.exit_layer, dtype, options.device, options.shard
+        )
+    reader = WindowReader(
+        load_tokenizer(options.model),
+        options.window,
+        options.seed,
+        options.held_out_windows,
+        target.config.vocab_size,
+        told=console.print,
+    )
+    with telling(console, "reading data held out"):  # before anything takes long
+        held_out = reader.held_out(options.held_out)
     data = options.data
     if options.on_policy:
         if first:
             answer_data(options, _answer_identity(run), console)
         parallel.wait()
         data = (options.out / ANSWERS_FILE,)
-    console.print("reading data")
-    windows, held_out = load_windows(
-        data,
-        options.held_out,
-        load_tokenizer(options.model),
-        window=options.window,
-        seed=options.seed,
-        fraction=options.held_out_fraction,
-        most=options.held_out_windows,
-    )
+    with telling(console, "reading data"):
+        windows, split = reader.split(data, options.held_out_fraction)
+    held_out = {SPLIT: split, **held_out}
     steps = options.steps or max(len(windows) // options.batch_size, 1)
     trainer = AdapterTrainer(target, windows, steps, options)
     console.print(trainer.features.describe())
     if state is None:
-        bare = {name: trainer.measure(part, bare=True) for name, part in held_out.items()}
+        with telling(console, "measuring the bare exit heads"):
+            bare = {name: trainer.measure(part, bare=True) for name, part in held_out.items()}
         rows: list[Row] = []
         _print(console, "bare exit head", bare)
     else:
@@ -153,7 +161,8 @@ def _save_best(
     """Write the best weights of each adapter, with their figures."""
     for pupil in trainer.pupils:
         pupil.take_best()
-    best = {name: trainer.measure(part) for name, part in held_out.items()}
+    with telling(console, "measuring what is saved"):
+        best = {name: trainer.measure(part) for name, part in held_out.items()}
     _print(console, "adapter", best)
     configs = []
     for pupil in trainer.pupils:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+from vllm_kangaroo.text_inputs import Line, TextInput, shown
+from vllm_kangaroo.training.data.errors import DataError
+from vllm_kangaroo.training.data.rendering import ChatTemplate, Place
+from vllm_kangaroo.training.data.turns import Messages, read_turns
+
 _BATCH = 512  # documents tokenised at a time
 _HEAD = '{"made_from":'  # first line of a file of answers, see on_policy
-
-
-class DataError(ValueError):
-    """Training data that cannot be used; the message names file, line and remedy."""
+_FORMS = ("text", "token_ids", "messages", "conversations")
+_NEITHER = 'is neither {"text": ...} nor {"messages": [...]}'
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Document:
 
     ids: NDArray[np.int32]
     counted: NDArray[np.bool_]
+    left_out: int = 0
+    """Answers that do not count, for they call tools and the chat template writes no calls."""
 
 
 @dataclass(frozen=True)
@@ -34,134 +36,140 @@ class _Text:
     """A document as text; ``spans`` are the counted characters, None for all of them."""
 
     text: str
-    spans: list[tuple[int, int]] | None
+    place: Place
+    spans: list[tuple[int, int]] | None = None
+    left_out: int = 0
 
 
-Messages = list[dict[str, str]]
 Row = str | Messages | Document
 """A row of data: plain text, a conversation, or token ids with the answer's place."""
 
 
-def read_documents(paths: Iterable[Path], tokenizer: Any) -> Iterator[Document]:
-    """Tokenise files: ``.txt`` (one document each) or ``.jsonl``, either also with ``.xz``.
+def read_documents(
+    paths: Iterable[Path], tokenizer: Any, vocabulary: int | None = None
+) -> Iterator[Document]:
+    """Tokenise files: ``.txt`` (one document each) or ``.jsonl``, either also with ``.xz`` or ``.gz``.
 
     A row of a ``.jsonl`` file is ``{"text": str}``, all of whose tokens count, or
     ``{"messages": [{"role": ..., "content": ...}, ...]}`` (``"conversations"`` and ShareGPT's
     ``from``/``value`` are taken too), rendered by the tokenizer's chat template, where the
     assistant's tokens count, or ``{"token_ids": [...], "answer_start": n}``.
 
+    Args:
+        vocabulary: rows of the model's table of embeddings; None to let any token id pass.
+
     Raises:
-        DataError: a missing file, another suffix, a broken row, or a chat template that renders
-            a conversation's beginning differently once it goes on.
+        DataError: a file that cannot be read, another suffix, a broken row, a conversation that the chat
+            template refuses or renders differently once it goes on, a token id that is not in the table.
     """
+    template = ChatTemplate(tokenizer)
     batch: list[_Text] = []
-    for where, row in read_rows(paths):
+    for place, row in read_rows(paths, vocabulary):
         if isinstance(row, Document):
             yield row
             continue
-        text = _Text(row, None) if isinstance(row, str) else _conversation(row, where, tokenizer)
-        batch.append(text)
+        if isinstance(row, str):
+            batch.append(_Text(row, place))
+        else:
+            rendered = template.conversation(row, place)
+            batch.append(_Text(rendered.text, place, rendered.spans, rendered.left_out))
         if len(batch) == _BATCH:
-            yield from _tokenise(batch, tokenizer)
+            yield from _tokenise(batch, tokenizer, vocabulary)
             batch = []
     if batch:
-        yield from _tokenise(batch, tokenizer)
+        yield from _tokenise(batch, tokenizer, vocabulary)
 
 
-def read_rows(paths: Iterable[Path]) -> Iterator[tuple[str, Row]]:
-    """The rows of files in order, each with its place in words.
+def read_rows(paths: Iterable[Path], vocabulary: int | None = None) -> Iterator[tuple[Place, Row]]:
+    """The rows of files in order, each with its place; ``vocabulary`` as for `read_documents`.
 
     Raises:
         DataError: see `read_documents`.
     """
     for path in paths:
-        yield from _rows(path)
+        yield from _rows(TextInput(path, DataError), vocabulary)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    suffixes = path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:]
-    if suffixes[:1] not in ([".txt"], [".jsonl"]):
-        raise DataError(f"'{path}' is neither .txt nor .jsonl (nor either with .xz); convert it")
-    try:
-        with _open(path) as file:
-            if suffixes[0] == ".txt":
-                yield f"'{path}'", file.read()
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip() and not (number == 1 and line.startswith(_HEAD)):
-                    where = f"line {number} of '{path}'"
-                    yield where, _row(line, where)
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' cannot be read ({error}); check the file") from None
+def _rows(source: TextInput, vocabulary: int | None) -> Iterator[tuple[Place, Row]]:
+    if source.suffix == ".txt":
+        text = source.text()
+        if not text.strip():
+            raise source.fault("holds no text", "; give another file")
+        yield source, text
+        return
+    if source.suffix != ".jsonl":
+        raise source.fault(
+            "is neither .txt nor .jsonl (nor either with .xz or .gz)", "; convert it"
+        )
+    empty = True
+    for line in source.lines():
+        if not (line.number == 1 and line.text.startswith(_HEAD)):
+            empty = False
+            yield line, _row(line, vocabulary)
+    if empty:
+        raise source.fault("holds no row", "; give another file")
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+def _row(line: Line, vocabulary: int | None) -> Row:
+    row = line.object(_NEITHER)
+    given = [key for key in _FORMS if row.get(key) is not None]
+    if not given:
+        null = next((key for key in _FORMS if key in row), None)
+        raise line.fault(_NEITHER if null is None else f"has {null}=null")
+    if len(given) > 1:
+        raise line.fault(f"has {given[0]!r} and {given[1]!r}", "; keep one of them")
+    [form] = given
+    if form == "token_ids":
+        return _answer(row, line, vocabulary)
+    if form != "text":
+        return read_turns(row[form], line)
+    if not isinstance(row["text"], str):
+        raise line.fault(f"has text={shown(row['text'])}, which is no text")
+    return str(row["text"])
 
 
-def _row(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-        if "text" in row:
-            return str(row["text"])
-        if "token_ids" in row:
-            ids = np.array(row["token_ids"], dtype=np.int32)
-            return Document(ids, np.arange(len(ids)) >= int(row["answer_start"]))
-        return [_message(turn) for turn in row.get("messages") or row["conversations"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(
-            f'{where} is neither {{"text": ...}} nor {{"messages": [...]}}; correct the row'
-        ) from None
+def _answer(row: dict[str, Any], line: Line, vocabulary: int | None) -> Document:
+    ids, start = row["token_ids"], row.get("answer_start")
+    if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
+        raise line.fault(f"has token_ids={shown(ids)}, which are no token ids")
+    check_ids(ids, vocabulary, line)
+    if type(start) is not int or not 0 <= start <= len(ids):
+        raise line.fault(
+            f"has answer_start={shown(start)} for {len(ids)} token_ids",
+            "; give the index of the answer's first token",
+        )
+    return Document(np.array(ids, dtype=np.int32), np.arange(len(ids)) >= start)
 
 
-def _message(turn: dict[str, str]) -> dict[str, str]:
-    role = turn["role"] if "role" in turn else turn["from"]
-    content = turn["content"] if "content" in turn else turn["value"]
-    return {"role": _ROLES.get(role, role), "content": content}
-
-
-def rendered_prompt(messages: Messages, where: str, tokenizer: Any) -> str:
-    """A conversation up to where the assistant's answer begins.
+def tokenised(text: str, place: Place, tokenizer: Any, vocabulary: int | None) -> Document:
+    """One plain text, as `read_documents` would give it.
 
     Raises:
-        DataError: a tokenizer without chat template.
+        DataError: a text that the tokenizer refuses, or a token id that the model does not have.
     """
-    _check_template(where, tokenizer)
-    if not messages:
-        return ""
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
+    [document] = _tokenise([_Text(text, place)], tokenizer, vocabulary)
+    return document
 
 
-def _check_template(where: str, tokenizer: Any) -> None:
-    if not tokenizer.chat_template:
-        raise DataError(f"{where} is a conversation but the tokenizer has no chat template; add it")
+def check_ids(ids: Sequence[int], vocabulary: int | None, place: Place) -> None:
+    """Refuse token ids that the model has no embedding of.
+
+    Args:
+        vocabulary: rows of the model's table of embeddings; None if it is not known.
+
+    Raises:
+        DataError: naming the first such id.
+    """
+    most = 2**31 if vocabulary is None else vocabulary
+    beyond = next((each for each in ids if each >= most), None)
+    if beyond is not None:
+        raise place.fault(
+            f"gives the token id {shown(beyond)}, and the model's last is {most - 1}",
+            "; give text for this model and the tokenizer that belongs to it",
+        )
 
 
-def _conversation(messages: Messages, where: str, tokenizer: Any) -> _Text:
-    def render(count: int) -> str:
-        text: str = tokenizer.apply_chat_template(messages[:count], tokenize=False)
-        return text
-
-    _check_template(where, tokenizer)
-    text = render(len(messages))
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = rendered_prompt(messages[:index], where, tokenizer)
-            after = render(index + 1)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise DataError(
-                    f"{where} is rendered differently by the chat template once it goes on; give "
-                    'rendered {"text": ...} rows instead'
-                )
-            spans.append((len(before), len(after)))
-    return _Text(text, spans)
-
-
-def _tokenise(batch: list[_Text], tokenizer: Any) -> Iterator[Document]:
+def _tokenise(batch: list[_Text], tokenizer: Any, vocabulary: int | None) -> Iterator[Document]:
     bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
     for rendered in (False, True):
         # A template writes the special tokens itself, and so does text that begins with one.
@@ -172,13 +180,7 @@ def _tokenise(batch: list[_Text], tokenizer: Any) -> Iterator[Document]:
         ]
         if not part:
             continue
-        encoded = tokenizer(
-            [item.text for item in part],
-            add_special_tokens=not rendered,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        encoded = _encode(part, tokenizer, special=not rendered)
         for item, ids, offsets in zip(
             part, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
@@ -191,4 +193,27 @@ def _tokenise(batch: list[_Text], tokenizer: Any) -> Iterator[Document]:
             elif eos is not None and ids and ids[-1] != eos:
                 ids = [*ids, eos]
                 counted = np.append(counted, True)
-            yield Document(np.array(ids, dtype=np.int32), counted)
+            check_ids(ids, vocabulary, item.place)
+            yield Document(np.array(ids, dtype=np.int32), counted, item.left_out)
+
+
+def _encode(part: list[_Text], tokenizer: Any, *, special: bool) -> Any:
+    def encode(texts: list[str]) -> Any:
+        return tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+
+    try:
+        return encode([item.text for item in part])
+    except Exception:
+        for item in part:  # whose fault was it?
+            try:
+                encode([item.text])
+            except Exception as error:
+                said = " ".join(str(error).split()) or type(error).__name__
+                raise item.place.fault(f"is refused by the tokenizer ({said})") from None
+        raise

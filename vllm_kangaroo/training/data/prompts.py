@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vllm_kangaroo.training.data.documents import DataError, Document, read_rows, rendered_prompt
+from vllm_kangaroo.training.data.documents import Document, check_ids, read_rows, tokenised
+from vllm_kangaroo.training.data.rendering import ChatTemplate
 from vllm_kangaroo.training.data.training_data import load_tokenizer
 
 
@@ -26,26 +27,30 @@ def draw_prompts(paths: Iterable[Path], model: str, seed: int, room: int) -> Dra
         room: tokens to leave for an answer; prompts that leave fewer in the model are left out.
 
     Raises:
-        DataError: a row that cannot be read, is an answer already or has no turn of a user's.
+        DataError: a row that cannot be read, is an answer already, has no turn of a user's or is refused by
+            the chat template; a token id that the model does not have.
     """
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(model)
+    template = ChatTemplate(tokenizer)
     config = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
     most = config.max_position_embeddings - room
     chosen = random.Random(seed)
     drawn = Drawn()
-    for where, row in read_rows(paths):
+    for place, row in read_rows(paths, config.vocab_size):
         if isinstance(row, str):
+            tokenised(row, place, tokenizer, config.vocab_size)  # an error now is none in an hour
             drawn.texts.append(row)
             continue
         if isinstance(row, Document):
-            raise DataError(f"{where} is an answer already; give the conversation itself")
+            raise place.fault("is an answer already", "; give the conversation itself")
         turns = [at for at, message in enumerate(row) if message["role"] == "user"]
         if not turns:
-            raise DataError(f"{where} has no turn of a user's to answer; remove the row")
-        text = rendered_prompt(row[: chosen.choice(turns) + 1], where, tokenizer)
+            raise place.fault("has no turn of a user's to answer", "; remove the row")
+        text = template.prompt(row[: chosen.choice(turns) + 1], place)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        check_ids(ids, config.vocab_size, place)
         if len(ids) <= most:
             drawn.prompts.append(ids)
     return drawn

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_kangaroo.training.data.documents import DataError, Document
+from vllm_kangaroo.training.data.documents import Document
+from vllm_kangaroo.training.data.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import data_files, of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
-from vllm_kangaroo.training.data.training_data import SPLIT, hashes, load_tokenizer, load_windows
-from vllm_kangaroo.training.data.windows import Windows
+from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
 from vllm_kangaroo.training.run.curve import Row, write_curve
@@ -44,13 +45,26 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
         raise ResumeError(f"--out '{options.out}' already holds a model; name a new directory")
     origin = of_checkpoint()
     torch.manual_seed(options.seed)
-    model = _load(options)
+    with telling(console, "loading the model"):
+        model = _load(options)
     tokenizer = load_tokenizer(options.tokenizer or options.model or "")
-    console.print("reading data")
-    windows, held_out = _windows(options, tokenizer, options.window)
+    reader = WindowReader(
+        tokenizer,
+        options.window,
+        options.seed,
+        options.held_out_windows,
+        model.config.get_text_config().vocab_size,
+        whole=options.loss_on == "all",
+        told=console.print,
+    )
     long_windows = None
-    if options.long_window is not None:
-        long_windows, _ = _windows(options, tokenizer, options.long_window)
+    with telling(console, "reading data"):
+        held_out = reader.held_out(options.held_out)
+        windows, split = reader.split(options.data, options.held_out_fraction)
+        if options.long_window is not None:
+            long_reader = replace(reader, window=options.long_window)
+            long_windows, _ = long_reader.split(options.data, options.held_out_fraction)
+    held_out = {SPLIT: split, **held_out}
     tokens = options.batch_size * options.window
     steps = options.steps or max(windows.ids.size // tokens, 1)
     trainer = ExitTrainer(model, windows, long_windows, steps, options)
@@ -67,7 +81,8 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
         save_state(options.out, {"run": run, "rows": rows, "trainer": trainer.state()})
 
     def measure() -> None:
-        figures = trainer.measure(held_out[SPLIT], measured)
+        with telling(console, "measuring"):
+            figures = trainer.measure(held_out[SPLIT], measured)
         rows.extend(_rows(trainer, figures, tokens))
         write_curve(options.out, rows, _DRAWN, title="exit")
         console.print(f"step {trainer.progress.step}: {_describe(figures)}")
@@ -133,21 +148,6 @@ def _load(options: ExitTrainingOptions) -> Any:
         raise TargetError(f"'{name}' cannot be loaded ({first}); give a Llama or Qwen") from None
     logits_of(str(name), model)  # refuses a model that cannot be read at its exits
     return model
-
-
-def _windows(
-    options: ExitTrainingOptions, tokenizer: Any, window: int
-) -> tuple[Windows, dict[str, Windows]]:
-    return load_windows(
-        options.data,
-        options.held_out,
-        tokenizer,
-        window=window,
-        seed=options.seed,
-        fraction=options.held_out_fraction,
-        most=options.held_out_windows,
-        whole=options.loss_on == "all",
-    )
 
 
 def _check_exits(options: ExitTrainingOptions, layers: int) -> None:
