@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vllm_kangaroo import environment
 
@@ -12,6 +13,10 @@ environment.apply()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For models this small a second thread costs more in hand-overs than it computes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes is the machine's affair, and its other work's.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 E2E = Path(__file__).parent / "e2e"
 

@@ -30,7 +30,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 ROWS = st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=5)
-quick = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(suppress_health_check=list(HealthCheck))
 
 
 class Row(BaseModel):

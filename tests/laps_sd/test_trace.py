@@ -80,7 +80,7 @@ def test_impossible_requests_are_named_by_line(tmp_path: Path, changed: dict[str
     assert str(caught.value).endswith(": give JSON lines, each with output_tokens and a prompt.")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -66,12 +66,12 @@ def bench(
         _refuse_flags(ctx)
         return
     console = make_console()
-    found = load_prompts(prompts or DEMO_PROMPTS, model or demo_model())
     if verbose:
         engines.verbose_logging()
     settings = engines.EngineSettings(
         model=served(model), dtype=dtype, eager=eager, max_num_seqs=batch_size
     )
+    found = load_prompts(prompts or DEMO_PROMPTS, settings.model)
     speculative = engines.speculative_config(
         method,
         speculative_config,

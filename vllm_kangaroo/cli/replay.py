@@ -66,7 +66,7 @@ def replay_command(
     console = make_console()
     if not (isfinite(load) and load > 0):
         raise LapsSdError(f"load={load:g} is no share of a capacity: give one above 0, as 0.8.")
-    requested = read_trace(trace or DEFAULT_TRACE, vocabulary(model or demo_model()))
+    requested = read_trace(trace or DEFAULT_TRACE, vocabulary(model or tiny_model()))
     found = usable(requested, max_model_len, max_tokens)
     earlier, later = found[: len(found) // 2], found[len(found) // 2 :]
     if len(later) < requests:
