@@ -16,7 +16,7 @@ class AnswerOptions(BaseModel):
     model: str = Field(description="local checkpoint directory of the target")
     data: tuple[Path, ...] = Field(
         min_length=1,
-        description=".jsonl files of conversations, also .xz; one turn of each is asked",
+        description=".jsonl files of conversations, also .xz or .gz; one turn of each is asked",
     )
     out: Path = Field(
         description="directory to write to; the same command goes on where it stopped"
