@@ -15,7 +15,8 @@ class ProfileOptions(BaseModel):
 
     model: str = Field(description="local checkpoint directory")
     data: tuple[Path, ...] = Field(
-        min_length=1, description="held-out .txt or .jsonl files, also .xz or .gz, as train adapter reads"
+        min_length=1,
+        description="held-out .txt or .jsonl files, also .xz or .gz, as train adapter reads",
     )
     out: Path = Field(description="directory to write profile.json and profile.png to")
     exit_layer: tuple[int, ...] = Field(

@@ -23,7 +23,8 @@ class AdapterTrainingOptions(BaseModel):
 
     model: str = Field(description="local checkpoint directory of the target")
     data: tuple[Path, ...] = Field(
-        default=(), description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice"
+        default=(),
+        description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice",
     )
     held_out: tuple[Path, ...] = Field(
         default=(), description="files to measure on, one figure each, beside a split of the data"

@@ -14,7 +14,8 @@ class ExitTrainingOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: tuple[Path, ...] = Field(
-        min_length=1, description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice"
+        min_length=1,
+        description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice",
     )
     out: Path = Field(description="directory to write the checkpoint to")
     model: str | None = Field(
