@@ -131,6 +131,8 @@ def serve(commands: dict[str, argparse.ArgumentParser]) -> argparse.ArgumentPars
             {"method": "kangaroo", "exit_layer": 2},
         ),
         (["--speculative-config.method", "ngram"], {"method": "ngram"}),
+        (["--speculative", '{"method": "ngram"}'], {"method": "ngram"}),  # as without the plugin
+        (["--speculative-m", "hispec"], {"method": "hispec"}),
     ],
 )
 def test_what_the_engine_is_asked_for(

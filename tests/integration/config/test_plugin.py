@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
+from tests.e2e.serving import environment
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.integration.config import plugin
 
@@ -41,12 +45,36 @@ wrapped = [name for name in vars(EngineArgs) if hasattr(getattr(EngineArgs, name
 json.dump({"found": found, "wrapped": wrapped}, sys.stdout)
 """
 
+HELP = """
+import contextlib, io, json, sys
+from vllm.entrypoints.cli import main
 
-def start(plugins: str | None) -> subprocess.Popen[str]:
-    """Build engine configs in a process of its own, with vLLM loading only ``plugins`` (default: all)."""
-    env = {k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS"}
-    env |= {"VLLM_LOGGING_LEVEL": "ERROR"} | ({} if plugins is None else {"VLLM_PLUGINS": plugins})
-    command = [sys.executable, "-c", DUMP, tiny_model(), "_vllm_kangaroo_original"]
+found = {}
+for command, flag in json.loads(sys.argv[1]):
+    sys.argv = ["vllm", *command.split(), flag]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main.main()
+    found[f"{command} {flag}"] = out.getvalue().splitlines()
+json.dump(found, sys.stdout)
+"""
+HELPS = (
+    ("serve", "--help"),
+    ("serve", "--help=speculative"),
+    ("serve", "--help=all"),
+    ("bench throughput", "--help"),
+)
+
+
+def start(
+    plugins: str | None, script: str, *arguments: str, base: Mapping[str, str] = os.environ
+) -> subprocess.Popen[str]:
+    """Run a script in a process of its own, with vLLM loading only ``plugins`` (default: all)."""
+    env = {k: v for k, v in base.items() if k != "VLLM_PLUGINS"}
+    env |= {"VLLM_LOGGING_LEVEL": "ERROR", "COLUMNS": "100"} | (
+        {} if plugins is None else {"VLLM_PLUGINS": plugins}
+    )
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE)
 
 
@@ -58,7 +86,8 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def test_engines_that_do_not_ask_for_it_are_what_they_are_without_it() -> None:
-    with_it, without = start(None), start("")
+    arguments = (tiny_model(), "_vllm_kangaroo_original")
+    with_it, without = start(None, DUMP, *arguments), start("", DUMP, *arguments)
     installed, absent = result(with_it), result(without)
     assert absent["wrapped"] == []
     assert "create_engine_config" in installed["wrapped"]
@@ -66,6 +95,28 @@ def test_engines_that_do_not_ask_for_it_are_what_they_are_without_it() -> None:
         assert installed["found"][name]["hash"] == expected["hash"]
         assert installed["found"][name]["config"] == expected["config"]
         assert expected["config"]["scheduler_config"]["max_num_seqs"] > 0  # the dump goes deep
+
+
+def test_command_lines_differ_by_its_flags_alone(tmp_path: Path) -> None:
+    base = environment(tmp_path)
+    with_it, without = (
+        start(plugins, HELP, json.dumps(HELPS), base=base) for plugins in (None, "")
+    )
+    installed, absent = result(with_it), result(without)
+    for name, lines in absent.items():
+        assert len(lines) > 9, name
+        difference = [line for line in difflib.ndiff(lines, installed[name]) if line[0] in "-+?"]
+        assert {line[0] for line in difference} == {"+"}, name
+        added = [line[2:] for line in difference if line[2:].strip()]
+        if name == "serve --help":  # the list of groups
+            assert [line.split()[0] for line in added] == ["vllm-kangaroo"]
+            continue
+        if name != "serve --help=speculative":
+            assert added.pop(0) == "vllm-kangaroo:"
+            assert added.pop(0).startswith("  Early-exit speculative decoding")
+        flags = [line.split()[0] for line in added if line.startswith("  --")]
+        assert flags == ["--num-speculative-tokens", "--speculative-model"]
+        assert all(line.startswith(("  --", " " * 20)) for line in added), added
 
 
 def test_importing_it_loads_neither_torch_nor_vllm() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from argparse import Action, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +101,33 @@ def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
             title="vllm-kangaroo",
             description="Early-exit speculative decoding, where the model drafts for itself.",
         )
-        group.add_argument(
+        named = group.add_argument(
             "--speculative-model",
             metavar="METHOD[:ADAPTER]",
             help="Draft with an early-exit method, such as `kangaroo` (adapter in the model's own directory) or "
             "`kangaroo:PATH`. Short for --speculative-config with `method` and `model`.",
         )
-        group.add_argument(
+        tokens = group.add_argument(
             "--num-speculative-tokens",
             type=int,
             metavar="N",
             help="Most drafts per round, with --speculative-model.",
         )
+        _yield_abbreviations(parser, (named, tokens))
         return parser
 
     return add_cli_args
+
+
+def _yield_abbreviations(parser: ArgumentParser, ours: Sequence[Action]) -> None:
+    """Let abbreviations that stand for a flag of vLLM's go on standing for it: ``--speculative`` for one."""
+    matches_of = parser._get_option_tuples
+
+    def without_ours(option: str) -> list[Any]:
+        matches = matches_of(option)
+        return [match for match in matches if match[0] not in ours] or matches
+
+    parser._get_option_tuples = without_ours  # type: ignore[method-assign]
 
 
 def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
