@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vllm_kangaroo.console import telling
 from vllm_kangaroo.demo import models
+from vllm_kangaroo.integration.inspect.device import device_name, is_cuda
 from vllm_kangaroo.options import OptionError, parse_options
 
 # vLLM claims nearly all memory of a GPU unless told otherwise, and several engines share one here.
@@ -47,8 +48,6 @@ class EngineSettings(BaseModel):
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of vLLM's ``LLM``."""
-        from vllm.platforms import current_platform
-
         arguments: dict[str, Any] = {
             "model": self.model,
             "dtype": self.dtype,
@@ -57,7 +56,7 @@ class EngineSettings(BaseModel):
         }
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
-        if current_platform.is_cuda():
+        if is_cuda():
             arguments["gpu_memory_utilization"] = GPU_SHARE / self.engines
         return arguments
 
@@ -195,6 +194,4 @@ def pair(
 
 def device() -> str:
     """What the engines run on, in words."""
-    from vllm.platforms import current_platform
-
-    return "CPU" if current_platform.is_cpu() else str(current_platform.get_device_name())
+    return device_name()

@@ -150,21 +150,3 @@ def test_another_vllm_is_refused_with_the_versions_named(
     sentence = refusal(tiny_model())
     assert sentence.startswith(f"vllm {number} is not supported by this release of vllm-kangaroo")
     assert ">=0.32,<0.33" in sentence
-
-
-def test_every_seam_is_where_the_register_says() -> None:
-    from vllm_kangaroo.integration.register import seams
-
-    assert [found for found in seams.check() if found.problem] == []
-
-
-def test_a_moved_seam_is_told_by_name() -> None:
-    from vllm_kangaroo.integration.register.seams import Seam, check
-
-    gone = Seam("vllm.config:VllmConfig.no_such_thing", "called", "a test")
-    lacking = Seam("vllm.plugins:load_plugins_by_group", "called", "a test", ("group", "colour"))
-    nowhere = Seam("vllm.no_such_module:thing", "called", "a test")
-    said = [found.problem for found in check((gone, lacking, nowhere))]
-    assert "no_such_thing" in said[0]
-    assert said[1] == "lacks colour"
-    assert "no_such_module" in said[2]

@@ -127,7 +127,7 @@ def _yield_abbreviations(parser: ArgumentParser, ours: Sequence[Action]) -> None
         matches = matches_of(option)
         return [match for match in matches if match[0] not in ours] or matches
 
-    parser._get_option_tuples = without_ours  # type: ignore[method-assign]
+    parser._get_option_tuples = without_ours  # type: ignore[assignment,method-assign]
 
 
 def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:

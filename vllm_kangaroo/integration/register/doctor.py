@@ -5,23 +5,44 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from vllm_kangaroo import __version__
-from vllm_kangaroo.console import make_console
+from vllm_kangaroo.console import make_console, telling
+from vllm_kangaroo.integration.register.seam import Finding
 from vllm_kangaroo.options import OptionError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pydantic", "ray")
 CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "LD_PRELOAD")
 
 
-def doctor() -> None:
+def doctor(
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Start a small engine, too, and look at its objects; takes about half a minute.",
+        ),
+    ] = False,
+    register: Annotated[
+        bool,
+        typer.Option(
+            "--register", help="Print the whole register: why each seam is there and until when."
+        ),
+    ] = False,
+) -> None:
     """Print versions, devices and seams found, and say what is wrong."""
     console = make_console()
+    if register:
+        _register(console)
+        return
     problems = [*_versions(console), *_device(console), *_seams(console)]
+    if engine:
+        problems += _engine(console)
     if problems:
         for problem in problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)
@@ -76,19 +97,72 @@ def _device(console: Console) -> list[str]:
 
 
 def _seams(console: Console) -> list[str]:
+    from vllm.plugins import load_general_plugins
+
     from vllm_kangaroo.integration.register.seams import check
     from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
 
+    load_general_plugins()
     table = Table(title="Seams")
     table.add_column("seam in vLLM", overflow="fold")
     table.add_column("how", no_wrap=True)
+    table.add_column("where")
     table.add_column("found")
     findings = check()
     for finding in findings:
-        table.add_row(finding.seam.target, finding.seam.how, finding.problem or "yes")
+        seam = finding.seam
+        found = finding.problem or "yes" + _other_plugins(finding)
+        table.add_row(seam.target, seam.how, ", ".join(seam.process), found)
     console.print(table)
     return [
         f"{finding.seam.target} has moved ({finding.problem}): install a vLLM {SUPPORTED_RANGE}."
         for finding in findings
         if finding.problem
     ]
+
+
+def _other_plugins(finding: Finding) -> str:
+    """Who else has wrapped a function that this package wraps: worth knowing where something behaves oddly."""
+    from vllm_kangaroo.integration.register.patching import holders
+
+    if finding.seam.how not in ("wrapped", "replaced"):
+        return ""
+    packages = {module.partition(".")[0] for module in holders(finding.seam.target)}
+    others = packages - {"vllm", "vllm_kangaroo"}
+    return f", also wrapped by {', '.join(sorted(others))}" if others else ""
+
+
+def _engine(console: Console) -> list[str]:
+    from vllm_kangaroo import environment
+
+    environment.apply()
+    from vllm_kangaroo.integration.register import live
+    from vllm_kangaroo.integration.register.seams import check_live
+    from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
+
+    with telling(console, "starting a small engine"), live.engine() as llm:
+        findings = check_live(live.objects(llm))
+    table = Table("object of a running engine", "of", "found", title="Engine")
+    for finding in findings:
+        table.add_row(finding.seam.live, finding.seam.target, finding.problem or "yes")
+    console.print(table)
+    return [
+        f"{finding.seam.live} of a running engine {finding.problem}: install a vLLM {SUPPORTED_RANGE}."
+        for finding in findings
+        if finding.problem
+    ]
+
+
+def _register(console: Console) -> None:
+    from vllm_kangaroo.integration.register.seams import SEAMS
+
+    for seam in SEAMS:
+        console.print(f"[bold]{seam.target}[/bold] ({seam.how}; {', '.join(seam.process)})")
+        console.print(f"  {seam.why}")
+        for label, text in (
+            ("names", ", ".join(seam.parameters + seam.set_later)),
+            ("upstream", seam.upstream),
+            ("until", seam.until),
+        ):
+            if text:
+                console.print(f"  {label}: {text}")

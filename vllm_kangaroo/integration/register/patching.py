@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_kangaroo.integration.register import seams
-from vllm_kangaroo.integration.register.seams import Seam
+from vllm_kangaroo.integration.register.seam import Seam
 from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
 
 MARK = "_vllm_kangaroo_original"

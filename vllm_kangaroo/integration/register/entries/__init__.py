@@ -1,0 +1,1 @@
+"""The register's entries, a file for each subject of ``vllm_kangaroo/integration``."""
