@@ -75,7 +75,7 @@ class LazyGroup(TyperGroup):
         """Run the command; an error of :func:`explain`'s ends it with status 2."""
         try:
             return super().invoke(ctx)
-        except (ValueError, ModuleNotFoundError) as error:
+        except (ValueError, ModuleNotFoundError, RuntimeError) as error:
             sentence = explain(error)
             if sentence is None:
                 raise
@@ -104,8 +104,16 @@ def explain(error: Exception) -> str | None:
     """The sentence to print for an error that is made for the user to read, else None.
 
     Those are the ``ValueError`` classes of this package, the complaints of a pydantic model, in
-    which vLLM's configuration wraps ours, and a vLLM that is not installed.
+    which vLLM's configuration wraps ours, a vLLM that is not installed, and a torchvision that does not
+    load, whose error names one of its operators.
     """
+    if "operator torchvision::" in f"{error} {error.__cause__}":
+        return (
+            "torchvision does not load beside this torch, and transformers imports it: run "
+            "`pip uninstall torchvision torchaudio torchcodec`."
+        )
+    if isinstance(error, RuntimeError):
+        return None
     if isinstance(error, ModuleNotFoundError):
         missing = "vLLM is not installed: install vllm-kangaroo[cpu] or vllm-kangaroo[cuda]."
         return missing if error.name == "vllm" else None

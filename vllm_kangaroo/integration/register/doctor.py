@@ -40,9 +40,11 @@ def doctor(
     if register:
         _register(console)
         return
-    problems = [*_versions(console), *_device(console), *_seams(console)]
-    if engine:
-        problems += _engine(console)
+    problems = [*_versions(console), *(importing := _importing())]
+    if not importing:
+        problems += [*_device(console), *_seams(console)]
+        if engine:
+            problems += _engine(console)
     if problems:
         for problem in problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)
@@ -71,6 +73,16 @@ def _versions(console: Console) -> list[str]:
     console.print(table)
     try:
         refuse_unsupported_vllm()
+    except OptionError as error:
+        return [str(error)]
+    return []
+
+
+def _importing() -> list[str]:
+    from vllm_kangaroo.integration.register.versions import refuse_torchvision_that_does_not_load
+
+    try:
+        refuse_torchvision_that_does_not_load()
     except OptionError as error:
         return [str(error)]
     return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from packaging.version import Version
 
@@ -41,3 +43,21 @@ def refuse_unsupported_vllm() -> None:
             f"{name} {number} is not supported by this release of vllm-kangaroo, which works with vLLM "
             f"{SUPPORTED_RANGE}: install such a version."
         )
+
+
+def refuse_torchvision_that_does_not_load() -> None:
+    """Import torchvision if it is there; vLLM's CPU build asks for it, and pip may find one made for CUDA.
+
+    Raises:
+        OptionError: naming both versions, since transformers imports it and fails.
+    """
+    if find_spec("torchvision") is None:
+        return
+    try:
+        import_module("torchvision")
+    except Exception as error:  # RuntimeError, OSError, ...: as its compiled part fails
+        said = " ".join(str(error).split()).rstrip(".")
+        raise OptionError(
+            f"torchvision {version('torchvision')} does not load beside torch {version('torch')} ({said}), and "
+            "transformers imports it: run `pip uninstall torchvision torchaudio torchcodec`."
+        ) from error
