@@ -26,8 +26,17 @@ def test_bench_counts_equal_outputs_and_positions(tmp_path: Path):
         for at, (category, text) in enumerate(QUESTIONS)
     ]
     questions.write_text("\n".join(lines))
-    flags = ["--eager", "--dtype", "float32", "--max-tokens", "20", "--rounds", "2"]
-    flags += ["--batch-size", "2", "--exit-layer", "2", "--num-speculative-tokens", "3"]
+    flags = ["--model", "tiny", "--eager", "--dtype", "float32", "--max-tokens", "20"]
+    flags += [
+        "--rounds",
+        "2",
+        "--batch-size",
+        "2",
+        "--exit-layer",
+        "2",
+        "--num-speculative-tokens",
+        "3",
+    ]
     flags += ["--prompts", str(questions), "--json", str(out)]
     run = subprocess.run(
         [sys.executable, "-m", "vllm_kangaroo.cli", "bench", *flags],

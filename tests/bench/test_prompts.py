@@ -13,13 +13,13 @@ from transformers import AutoTokenizer
 
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench.prompts import (
-    DEMO_PROMPTS,
     Prompt,
     PromptError,
     encode,
     evenly,
     load_prompts,
 )
+from vllm_kangaroo.demo.models import MODELS, DemoModel
 
 QUESTION = '{"question_id": 81, "category": "qa", "turns": ["two"]}'
 CASES = Path(__file__).parents[1] / "cases" / "prompts"
@@ -34,8 +34,9 @@ def many(*sizes: int) -> list[Prompt]:
     ]
 
 
-def test_demo_prompts_are_a_dozen_chats():
-    prompts = load_prompts(DEMO_PROMPTS)
+@pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+def test_demo_prompts_are_a_dozen_chats(model: DemoModel):
+    prompts = load_prompts(model.prompts)
     assert len(prompts) >= 12
     assert len({prompt.name for prompt in prompts}) == len(prompts)
     assert all(prompt.messages[-1].role == "user" for prompt in prompts)

@@ -14,7 +14,6 @@ import pytest
 import vllm_kangaroo
 from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.bench.engines import EngineSettings
-from vllm_kangaroo.bench.prompts import load_prompts
 from vllm_kangaroo.demo import models, smollm2
 from vllm_kangaroo.demo.smollm2 import DemoModelError
 from vllm_kangaroo.options import parse_options
@@ -42,8 +41,7 @@ def test_reports_name_models_not_places(place: Path) -> None:
 
 
 @pytest.mark.parametrize("model", models.MODELS.values(), ids=list(models.MODELS))
-def test_prompts_and_settings_are_usable(model: models.DemoModel) -> None:
-    assert len(load_prompts(model.prompts)) >= 12
+def test_settings_are_usable(model: models.DemoModel) -> None:
     for method, config in model.drafting().items():
         parse_options({"method": method, **config})
     assert model.rounds >= 1

@@ -16,7 +16,13 @@ from vllm_kangaroo.bench import rounds, sweep
 from vllm_kangaroo.bench.bench_options import CompareOptions, SweepOptions
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 
-SHARED: dict[str, Any] = {"dtype": "float32", "eager": True, "max_tokens": 16, "num_prompts": 2}
+SHARED: dict[str, Any] = {
+    "model": "tiny",
+    "dtype": "float32",
+    "eager": True,
+    "max_tokens": 16,
+    "num_prompts": 2,
+}
 SINGLE = {"method": "hispec", "intermediate_verification": False, "draft_exit_layer": 1}
 HISPEC = {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 3}
 METRICS = {"per_request_spec_decode_metrics": "summary", "worker_extension_cls": INSPECTION}

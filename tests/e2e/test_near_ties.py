@@ -19,7 +19,8 @@ from tests.e2e.engines import Engine, Engines, tokens_of
 from tests.e2e.prompts import mixed, tokenizer
 from tests.e2e.reference import Reference
 from vllm_kangaroo import tiny_adapter, tiny_model
-from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, encode, load_prompts
+from vllm_kangaroo.bench.prompts import encode, load_prompts
+from vllm_kangaroo.demo.models import TINY
 
 NEAR_TIE = 0.25
 OPTIONS: dict[str, Any] = {"max_tokens": 64, "ignore_eos": True}
@@ -65,7 +66,7 @@ class Plain:
 @pytest.fixture(scope="module")
 def plain(engines: Engines) -> Plain:
     prompts = list(mixed())
-    prompts += [encode(tokenizer(), prompt) for prompt in load_prompts(DEMO_PROMPTS)]
+    prompts += [encode(tokenizer(), prompt) for prompt in load_prompts(TINY.prompts)]
     outputs = tokens_of(engines.plain(**ENGINE).generate(prompts, **OPTIONS))
     reference = Reference(tiny_model(), OWN_HEAD["exit_layer"])
     return Plain(prompts, [sample for (sample,) in outputs], reference)
