@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.complaints import first_complaint
 
 SAMPLE_METHOD = (
     "How sampled requests are drafted for: `greedy` takes the likeliest token; `probabilistic` draws from the exit's "
@@ -363,11 +364,9 @@ def parse_options(config: Mapping[str, Any]) -> KangarooOptions | HiSpecOptions:
 
 
 def _sentence(error: ValidationError, model: type[_Options]) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    given = f"speculative_config[{key!r}]={first['input']!r}"
-    if first["type"] == "extra_forbidden":
+    wrong = first_complaint(error)
+    given = f"speculative_config[{wrong.key!r}]={wrong.value!r}"
+    if wrong.kind == "unknown":
         known = ", ".join(sorted(model.model_fields))
         return f"{given} is not an option of this method: use one of {known}."
-    said = first["msg"][0].lower() + first["msg"][1:]
-    return f"{given} is refused ({said}): {model.remedies.get(key, 'correct it')}."
+    return f"{given} is refused ({wrong.said}): {model.remedies.get(wrong.key, 'correct it')}."

@@ -19,6 +19,8 @@ from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from vllm_kangaroo.complaints import first_complaint
+
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -232,15 +234,14 @@ def _checked(read: Callable[[], T], fault: Callable[[str], InputError]) -> T:
 
 def _complaint(error: ValidationError) -> str:
     """The first thing that pydantic has to say; it goes on from "line 1"."""
-    found = error.errors(include_url=False)[0]
-    place = [part if isinstance(part, str) else f"[{part}]" for part in found["loc"]]
+    wrong = first_complaint(error)
+    place = [part if isinstance(part, str) else f"[{part}]" for part in wrong.place]
     entry = ""
-    if found["loc"] and isinstance(found["loc"][0], int):
-        entry = f" in entry {found['loc'][0] + 1}"
+    if wrong.place and isinstance(wrong.place[0], int):
+        entry = f" in entry {wrong.place[0] + 1}"
         del place[0]
     key = ".".join(place).replace(".[", "[")
-    if found["type"] == "missing":
+    if wrong.kind == "missing":
         return f"has no {key!r}{entry}"
-    message = found["msg"][:1].lower() + found["msg"][1:]
-    value = f"{key}={shown(found['input'])}" if key else shown(found["input"])
-    return f"has {value}{entry} ({message})"
+    value = f"{key}={shown(wrong.value)}" if key else shown(wrong.value)
+    return f"has {value}{entry} ({wrong.said})"

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vllm_kangaroo.complaints import first_complaint
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -225,16 +227,15 @@ class AdapterConfig(BaseModel):
 
 
 def _first_error(folder: Path, error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    wrong = first_complaint(error)
     where = f"{CONFIG_FILE} of adapter '{folder}'"
-    if first["type"] == "extra_forbidden":
-        return f"{where} has the unknown key '{key}'; remove it"
-    if first["type"] == "missing":
-        return f"{where} lacks the key '{key}'; add it or save the adapter again"
-    if not key:
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    return f"{where} has {key}={first['input']!r}: {first['msg'].lower()}; correct it"
+    if wrong.kind == "unknown":
+        return f"{where} has the unknown key '{wrong.key}'; remove it"
+    if wrong.kind == "missing":
+        return f"{where} lacks the key '{wrong.key}'; add it or save the adapter again"
+    if not wrong.key:
+        return f"{where}: {wrong.said}"
+    return f"{where} has {wrong.key}={wrong.value!r}: {wrong.said}; correct it"
 
 
 def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

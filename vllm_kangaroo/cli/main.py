@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 
 from vllm_kangaroo import __version__, environment
+from vllm_kangaroo.complaints import complaints
 
 
 class Entry(NamedTuple):
@@ -118,17 +119,12 @@ def explain(error: Exception) -> str | None:
         missing = "vLLM is not installed: install vllm-kangaroo[cpu] or vllm-kangaroo[cuda]."
         return missing if error.name == "vllm" else None
     if isinstance(error, ValidationError):
-        return " ".join(_complaint(found) for found in error.errors(include_url=False))
+        return " ".join(
+            wrong.said if wrong.by_validator else f"{wrong.key}={wrong.value!r} is refused: {wrong.said}."
+            for wrong in complaints(error)
+        )
     ours = type(error).__module__.partition(".")[0] == "vllm_kangaroo"
     return " ".join(str(error).split()) if ours else None
-
-
-def _complaint(found: Any) -> str:
-    raised = found.get("ctx", {}).get("error")
-    if isinstance(raised, ValueError):
-        return " ".join(str(raised).split())
-    key = ".".join(str(part) for part in found["loc"])
-    return f"{key}={found['input']!r} is refused: {found['msg']}."
 
 
 def _version(show: bool) -> None:

@@ -14,6 +14,8 @@ from pydantic import (
     field_validator,
 )
 
+from vllm_kangaroo.complaints import first_complaint
+
 
 class LapsSdError(ValueError):
     """A setting or a hint that cannot work; the message names the key, the value and the remedy."""
@@ -129,14 +131,13 @@ def parse_options(given: Any) -> LapsSdOptions:
     try:
         return LapsSdOptions.model_validate(dict(given))
     except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in found["loc"])
-        if found["type"] == "extra_forbidden":
+        wrong = first_complaint(error)
+        if wrong.kind == "unknown":
             known = ", ".join(LapsSdOptions.model_fields)
             raise LapsSdError(
-                f"additional_config['laps_sd'] has no key {key!r}: use one of {known}."
+                f"additional_config['laps_sd'] has no key {wrong.key!r}: use one of {known}."
             ) from error
         raise LapsSdError(
-            f"additional_config['laps_sd'][{key!r}]={found['input']!r} is refused: {found['msg']}; change it, or leave "
-            f"it out for its default."
+            f"additional_config['laps_sd'][{wrong.key!r}]={wrong.value!r} is refused: {wrong.said}; change it, or "
+            "leave it out for its default."
         ) from error
