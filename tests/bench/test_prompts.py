@@ -114,8 +114,10 @@ def test_lines_end_where_the_file_ends_them(tmp_path: Path, suffix: str):
             f"Name a stone.\u2028Say where it lies. ({at})" for at in range(4)
         ]
     form = tmp_path / "form.json"
-    form.write_bytes(b"\xef\xbb\xbf" + DEMO_PROMPTS.read_bytes())
-    assert [p.name for p in load_prompts(form)] == [p.name for p in load_prompts(DEMO_PROMPTS)]
+    form.write_bytes(b"\xef\xbb\xbf" + MODELS["tiny"].prompts.read_bytes())
+    assert [p.name for p in load_prompts(form)] == [
+        p.name for p in load_prompts(MODELS["tiny"].prompts)
+    ]
 
 
 def test_prompts_that_a_template_refuses_are_named(tmp_path: Path):

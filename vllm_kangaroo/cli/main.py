@@ -120,7 +120,9 @@ def explain(error: Exception) -> str | None:
         return missing if error.name == "vllm" else None
     if isinstance(error, ValidationError):
         return " ".join(
-            wrong.said if wrong.by_validator else f"{wrong.key}={wrong.value!r} is refused: {wrong.said}."
+            wrong.said
+            if wrong.by_validator
+            else f"{wrong.key}={wrong.value!r} is refused: {wrong.said}."
             for wrong in complaints(error)
         )
     ours = type(error).__module__.partition(".")[0] == "vllm_kangaroo"
