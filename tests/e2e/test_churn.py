@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, tokens_of
+from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, sampling, tokens_of
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from tests.e2e.reference import Reference, check_rounds, watch
@@ -79,6 +79,27 @@ def test_log_probabilities_in_pieces(engines: Engines, drafter: Drafter) -> None
         assert len(theirs.prompt_logprobs) == len(theirs.prompt_token_ids)
         assert_close_logprobs(ours.prompt_logprobs, theirs.prompt_logprobs)
         assert_close_logprobs(ours.outputs[0].logprobs, theirs.outputs[0].logprobs)
+
+
+def test_seeded_requests_in_pieces(engines: Engines, drafter: Drafter) -> None:
+    """Steps that end within a prompt draw nothing: the first token is the one vLLM alone draws in one step."""
+    prompts = [prompt for prompt in mixed() if len(prompt) > SMALL_STEPS["max_num_batched_tokens"]]
+    assert len(prompts) > 2
+    options = OPTIONS | {"temperature": 0.8}
+    params = [sampling(seed=number, **options) for number in range(len(prompts))]
+    expected = tokens_of(engines.plain().generate(prompts, params))
+    engine = drafter.engine(threshold=0.0, **SMALL_STEPS)
+    with engine.drafting():
+        found = tokens_of(engine.generate(prompts, params))
+    assert [sample[0] for (sample,) in found] == [sample[0] for (sample,) in expected]
+    alone = [
+        tokens_of(engine.generate([one], own))[0] for one, own in zip(prompts, params, strict=True)
+    ]
+    assert [sample[0] for (sample,) in alone] == [sample[0] for (sample,) in expected]
+    again = [
+        tokens_of(engine.generate([one], own))[0] for one, own in zip(prompts, params, strict=True)
+    ]
+    assert again == alone
 
 
 def test_prefix_caching(drafter: Drafter, expected: list[list[list[int]]]) -> None:

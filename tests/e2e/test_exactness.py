@@ -129,6 +129,36 @@ def test_logprobs(engines: Engines, kangaroo: Engine) -> None:
         )
 
 
+def test_log_probabilities_of_tokens_that_requests_name(engines: Engines, kangaroo: Engine) -> None:
+    """Beside others that want the likeliest tokens, or none; vLLM alone answers each kind by itself."""
+    prompts = mixed()[:9]
+    kinds: list[dict[str, Any]] = [
+        {"logprob_token_ids": [5, 17, 260, 3]},
+        {"logprobs": 2},
+        {},
+        {"logprob_token_ids": [9], "logprobs": 1},
+    ]
+    given = [kinds[at % len(kinds)] for at in range(len(prompts))]
+    expected: list[Any] = [None] * len(prompts)
+    for kind in kinds:
+        which = [at for at in range(len(prompts)) if given[at] is kind]
+        alone = engines.plain().generate([prompts[at] for at in which], max_tokens=24, **kind)
+        for at, output in zip(which, alone, strict=True):
+            expected[at] = output
+    with kangaroo.drafting():
+        outputs = kangaroo.generate(prompts, [sampling(max_tokens=24, **kind) for kind in given])
+    assert tokens_of(outputs) == tokens_of(expected)
+    for kind, ours, theirs in zip(given, outputs, expected, strict=True):
+        got, wanted = ours.outputs[0].logprobs, theirs.outputs[0].logprobs
+        if not kind:
+            assert got is None and wanted is None
+            continue
+        assert_close_logprobs(got, wanted)
+        for position, chosen in zip(got, ours.outputs[0].token_ids, strict=True):
+            if "logprob_token_ids" in kind:
+                assert set(position) == {*kind["logprob_token_ids"], chosen}
+
+
 def test_stop_token_ids_end_a_request_among_its_drafts(engines: Engines, kangaroo: Engine) -> None:
     """A stop token that was drafted ends the output there, though tokens after it were computed."""
     free = tokens_of(engines.plain().generate(mixed(), ignore_eos=True))

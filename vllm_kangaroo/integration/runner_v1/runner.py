@@ -13,7 +13,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
-from vllm_kangaroo.integration.sampling import greedy
+from vllm_kangaroo.integration.sampling import greedy, token_logprobs
+from vllm_kangaroo.integration.sampling.partial_prompts import generators_aside
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 
@@ -74,7 +75,12 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             return SamplerOutput(
                 sampled_token_ids=greedy.verify(logits, spec_decode_metadata), logprobs_tensors=None
             )
-        return super()._sample(logits, spec_decode_metadata)
+        with generators_aside(self), token_logprobs.gathered(self):
+            return super()._sample(logits, spec_decode_metadata)
+
+    def _bookkeeping_sync(self, *args: Any, **kwargs: Any) -> Any:
+        with generators_aside(self):
+            return super()._bookkeeping_sync(*args, **kwargs)
 
     def propose_draft_token_ids(
         self,
