@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-START_S = 300.0
+START_S = 600.0
 VLLM = str(Path(sys.executable).parent / "vllm")
 
 

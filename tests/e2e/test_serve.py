@@ -232,6 +232,56 @@ def test_bad_requests_are_told_why_and_hurt_no_other(
     assert complete(client, PROMPTS[2]).choices[0].text == plain[PROMPTS[2]].text
 
 
+def asked(client: openai.OpenAI, kind: str, stream: bool, **options: Any) -> Any:
+    """A completion of one prompt, one of several, or a chat."""
+    given: dict[str, Any] = {"model": "demo", "max_tokens": TOKENS, "temperature": 0.0}
+    given |= {"stream": stream} | options
+    if kind == "chat":
+        return client.chat.completions.create(messages=MESSAGES, **given)
+    prompt = PROMPTS[2:5] if kind == "batch" else PROMPTS[2]
+    return client.completions.create(prompt=prompt, **given)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["one", "batch", "chat"])
+def test_what_cannot_be_served_is_refused_before_an_answer_begins(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server, kind: str, stream: bool
+) -> None:
+    before = server.metrics()["vllm:laps_sd_wait_seconds_count"]
+    wrong_hint = {"vllm_xargs": {"expected_output_tokens": TOKENS + 1}}
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("min_p=0.1 is refused", {"temperature": 0.7, "extra_body": {"min_p": 0.1}}),
+        ("min_p=0.1 is refused", {"n": 3, "temperature": 0.7, "extra_body": {"min_p": 0.1}}),
+        ("logit_bias={5: 2.0} is refused", {"logit_bias": {"5": 2.0}}),
+        ("expected_output_tokens=49 is refused", {"extra_body": wrong_hint}),
+        ("expected_output_tokens=49 is refused", {"n": 2, "seed": 1, "extra_body": wrong_hint}),
+    ]
+    for said, options in bad:
+        with pytest.raises(openai.BadRequestError) as refused:  # status 400
+            asked(client, kind, stream, **options)
+        assert said in refused.value.message
+        assert "leave it out" in refused.value.message
+    assert server.metrics()["vllm:laps_sd_wait_seconds_count"] == before, "something of it was run"
+    assert complete(client, PROMPTS[2]).choices[0].text == plain[PROMPTS[2]].text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_names_tokens_gets_their_log_probabilities_with_drafts(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server, stream: bool
+) -> None:
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    before = server.metrics()[accepted]
+    named = {"logprob_token_ids": [5, 17, 260]}
+    answer = asked(client, "chat", stream, logprobs=True, top_logprobs=3, extra_body=named)
+    choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+    found = [each for choice in choices if choice.logprobs for each in choice.logprobs.content]
+    text = "".join((one.delta if stream else one.message).content or "" for one in choices)
+    assert text == plain["chat"].text
+    assert len(found) == len(plain["chat"].token_ids)
+    assert {len(each.top_logprobs) for each in found} <= {3, 4}
+    assert server.metrics()[accepted] > before, "no draft was accepted"
+
+
 def test_hints_of_length_are_taken_and_wrong_ones_are_told_why(
     client: openai.OpenAI, plain: dict[str, Any], server: Server
 ) -> None:

@@ -20,6 +20,11 @@ class Tally:
         self.estimates: list[tuple[float, float]] = []
         """Remaining engine seconds as estimated when a request became perceptible, and as they turned out."""
 
+    def forget(self) -> None:
+        """Drop the observations made until now, taken or not."""
+        self.waits.clear()
+        self.estimates.clear()
+
     def enter(self, entry: Entry) -> None:
         """A request has arrived."""
         self.queued[entry.queue][entry.perceptible] += 1

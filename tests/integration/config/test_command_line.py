@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,13 +94,33 @@ def engine_args(args: argparse.Namespace) -> Any:
     return EngineArgs.from_cli_args(args)
 
 
-def test_every_command_with_engine_arguments_is_known(
-    commands: dict[str, argparse.ArgumentParser],
+def test_api_servers_of_their_own_processes_are_asked_for_the_same(
+    serve: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {*commands} >= {*COMMANDS}
-    for name, parser in commands.items():
-        for flag in ("--speculative-model", "--num-speculative-tokens"):
-            assert flag in parser._option_string_actions, f"vllm {name} lacks {flag}"
+    """They read the command line before they load plugins."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.utils import APIServerProcessManager
+
+    handed: list[argparse.Namespace] = []
+
+    class Context:
+        def RawArray(self, *_: Any) -> None: ...
+
+        def Process(self, *, args: tuple[Any, ...], **_: Any) -> Any:
+            handed.append(args[2])
+            return SimpleNamespace(start=lambda: None)
+
+    monkeypatch.setattr("multiprocessing.get_context", lambda kind: Context())
+    monkeypatch.setattr("weakref.finalize", lambda *_: None)
+    flags = ["--speculative-model", "hispec", "--num-speculative-tokens", "3"]
+    args = parse(serve, "serve", flags)
+    expected = engine_args(args).speculative_config
+    assert expected == {"method": "hispec", "num_speculative_tokens": 3}
+    one = SimpleNamespace(address="", socket=None, close=lambda: None)
+    APIServerProcessManager("", None, args, 2, [one, one], [one, one])  # type: ignore[list-item]
+    plain = EngineArgs.from_cli_args.__func__._vllm_kangaroo_original  # type: ignore[attr-defined]
+    assert [plain(EngineArgs, each).speculative_config for each in handed] == [expected] * 2
+    assert [engine_args(each).speculative_config for each in handed] == [expected] * 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -109,6 +130,40 @@ def test_the_flags_become_a_speculative_config(
     flags = ["--speculative-model", "kangaroo:a/b:c", "--num-speculative-tokens", "3"]
     args = parse(commands[command], command, flags)
     assert (args.speculative_model, args.num_speculative_tokens) == ("kangaroo:a/b:c", 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--speculative-model", "kangaroo"], "--speculative-model=kangaroo is refused, since"),
+        (["--num-speculative-tokens", "3"], "--num-speculative-tokens=3 is refused, since"),
+        (
+            ["--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"],
+            "--scheduler-cls=vllm_kangaroo.LapsSdScheduler is refused in `vllm snapshot create`",
+        ),
+    ],
+)
+def test_no_snapshot_is_made_of_engines_of_ours(
+    commands: dict[str, argparse.ArgumentParser],
+    flags: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = parse(commands["snapshot create"], "snapshot create", flags)
+    with pytest.raises(SystemExit) as ended:
+        args.snapshot_dispatch(args)
+    assert ended.value.code == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"vllm: error: {said}")
+    assert "leave it out" in sentence
+
+
+def test_snapshots_without_our_flags_are_vllms_own(
+    commands: dict[str, argparse.ArgumentParser],
+) -> None:
+    args = parse(commands["snapshot create"], "snapshot create", [])
+    with pytest.raises(ValueError, match="requires an immutable remote model"):
+        args.snapshot_dispatch(args)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.checkpoints import SHAPE
 from vllm_kangaroo import tiny_adapter, tiny_model
-from vllm_kangaroo.integration.config import arguments
+from vllm_kangaroo.integration.config import arguments, plugin
+from vllm_kangaroo.integration.config.refusals import refuse_unsupported
 from vllm_kangaroo.integration.register import versions
 from vllm_kangaroo.options import OptionError
 
@@ -87,6 +88,31 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         {"data_parallel_size": 2},
         "data_parallel_size=2 is not supported with early-exit drafting: set it to 1",
     ),
+    "context parallelism of prompts": (
+        {"prefill_context_parallel_size": 2},
+        "prefill_context_parallel_size=2 is not supported with early-exit drafting: set it to 1",
+    ),
+    "several nodes": (
+        {"nnodes": 2, "tensor_parallel_size": 2},
+        "nnodes=2 is not supported with early-exit drafting: set it to 1",
+    ),
+    "sequence parallelism": (
+        {"enable_hc_sp": True},
+        "enable_hc_sp=True splits positions over devices (sequence parallelism)",
+    ),
+    "dual batch overlap": (
+        {"enable_dbo": True},
+        "enable_dbo=True splits each batch in two (dual batch overlap)",
+    ),
+    "small batches": ({"ubatch_size": 3}, "ubatch_size=3 splits each batch"),
+    "fast prefill": (
+        {"kv_sharing_fast_prefill": True},
+        "kv_sharing_fast_prefill=True leaves prompt positions without the states",
+    ),
+    "external launcher": (
+        {"distributed_executor_backend": "external_launcher"},
+        "distributed_executor_backend='external_launcher' is not supported with early-exit drafting: leave it out",
+    ),
     "adapters of the LoRA kind": (
         {"enable_lora": True},
         "enable_lora=True is not supported with early-exit drafting: leave it out",
@@ -120,6 +146,32 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         "--spec-tokens=4 cannot stand beside a speculative_config of method 'kangaroo'",
     ),
 }
+
+
+def test_experts_that_move() -> None:
+    """On a CPU vLLM refuses it before we do."""
+    from vllm.config import ModelConfig, ParallelConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    args = EngineArgs(model=tiny_model(), enable_eplb=True)
+    with pytest.raises(OptionError, match=r"^enable_eplb=True moves experts .*: leave it out\.$"):
+        refuse_unsupported(args, ModelConfig(tiny_model(), max_model_len=64), ParallelConfig())
+
+
+@pytest.mark.parametrize("ours", ["early exits", "LAPS-SD"])
+def test_front_ends_that_load_no_plugin(ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    plugin.register()
+    given: dict[str, Any] = {"speculative_config": KANGAROO}
+    if ours == "LAPS-SD":
+        given = {"scheduler_cls": "vllm_kangaroo.LapsSdScheduler"}
+    args = EngineArgs(model=tiny_model(), max_model_len=64, **given)
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(OptionError, match=r"^VLLM_USE_RUST_FRONTEND=1 starts .*: unset it\.$"):
+        args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    assert args.create_engine_config(UsageContext.LLM_CLASS).model_config.max_model_len == 64
 
 
 @pytest.mark.parametrize("kind", SETTINGS)

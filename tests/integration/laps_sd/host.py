@@ -27,6 +27,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from vllm_kangaroo import LapsSdScheduler, tiny_model
+from vllm_kangaroo.integration.laps_sd.settings import take_up
 
 BLOCK = 8
 STOP = 7
@@ -48,9 +49,10 @@ def make_scheduler(
     policy: str = "fcfs",
     adapters: int = 0,
     scheduler_cls: type = LapsSdScheduler,
+    known: bool = True,
     **options: Any,
 ) -> Any:
-    """A scheduler of the demo model with that many KV blocks."""
+    """A scheduler of the demo model with that many KV blocks, ``known`` to the front end as LAPS-SD's."""
     model = ModelConfig(model=tiny_model(), dtype="float32", max_model_len=256)
     speculative = None
     if drafts:
@@ -79,6 +81,8 @@ def make_scheduler(
         lora_config=LoRAConfig(max_loras=adapters, max_lora_rank=8) if adapters else None,
         additional_config={"laps_sd": {"predictor": "empirical", **options}},
     )
+    if known:
+        take_up(config)
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     config.cache_config.num_gpu_blocks = blocks
     config.scheduler_config.async_scheduling = asynchronous  # which vLLM turns off on the CPU

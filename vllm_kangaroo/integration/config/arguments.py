@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 
 ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs"
+API_SERVERS = "vllm.v1.utils:APIServerProcessManager.__init__"
 logger = logging.getLogger("vllm.plugins.kangaroo")  # a child of vLLM's, so that its level holds
 
 _plans = threading.local()  # the plan of the engine config being built in this thread
@@ -55,19 +56,24 @@ def asks_for_us(config: Any) -> bool:
 
 
 def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+    def create_engine_config(
+        self: Any, usage_context: Any = None, *args: Any, **kwargs: Any
+    ) -> VllmConfig:
         if not asks_for_us(self.speculative_config):
-            return original(self, *args, **kwargs)
+            return original(self, usage_context, *args, **kwargs)
         refuse_unsupported_vllm()
         _read(self)  # a typing mistake is told before anything is loaded
+        from vllm_kangaroo.integration.config import request_checks
         from vllm_kangaroo.integration.config.plan import finish
 
+        request_checks.refuse_rust_front_end(usage_context)
         for name, value in environment.apply("LD_PRELOAD").items():
             logger.info(
                 "Set %s=%s for the engine's workers; set it yourself to override.", name, value
             )
-        config = original(self, *args, **kwargs)
+        config = original(self, usage_context, *args, **kwargs)
         plan: EarlyExitPlan = _plans.current
+        request_checks.install()
         return finish(config, plan)
 
     return create_engine_config
@@ -84,9 +90,10 @@ def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., An
                 target_parallel_config=target_parallel_config,
             )
         from vllm_kangaroo.integration.config import plan as config
+        from vllm_kangaroo.integration.config.refusals import refuse_unsupported
 
         options = parse_options(self.speculative_config)
-        config.refuse_unsupported(self, target_model_config, target_parallel_config)
+        refuse_unsupported(self, target_model_config, target_parallel_config)
         plan = options.resolve(config.target_shape(target_model_config))
         _plans.current = plan
         return config.speculative_config(plan, target_model_config, target_parallel_config)
@@ -96,6 +103,9 @@ def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., An
 
 def _add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def add_cli_args(parser: Any) -> Any:
+        from vllm_kangaroo.integration.config import snapshot
+
+        snapshot.install()
         parser = original(parser)
         group = parser.add_argument_group(
             title="vllm-kangaroo",
@@ -135,7 +145,8 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             shorthand = speculative_config_of_flags(args)
             if shorthand is not None:
-                args = Namespace(**vars(args) | {"speculative_config": shorthand})
+                patching.apply(Patch(API_SERVERS, _api_servers, "early exits"))
+                args = without_flags(args, shorthand)
             if asks_for_us(getattr(args, "speculative_config", None)):
                 _read(args).check_adapters()
         except OptionError as error:  # ends as any other error of a command line does
@@ -143,6 +154,26 @@ def _from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(cls, args)
 
     return from_cli_args
+
+
+def _api_servers(original: Callable[..., None]) -> Callable[..., None]:
+    """Several API servers are processes of their own, which read the command line before they load plugins."""
+
+    def init(
+        self: Any, listen_address: Any, sock: Any, args: Namespace, *rest: Any, **kwargs: Any
+    ) -> None:
+        shorthand = speculative_config_of_flags(args)
+        if shorthand is not None:
+            args = without_flags(args, shorthand)
+        original(self, listen_address, sock, args, *rest, **kwargs)
+
+    return init
+
+
+def without_flags(args: Namespace, speculative_config: dict[str, Any]) -> Namespace:
+    """A copy of the command line with what our flags stand for in their place."""
+    ours = {"speculative_model": None, "num_speculative_tokens": None}
+    return Namespace(**vars(args) | ours | {"speculative_config": speculative_config})
 
 
 def _read(args: Any) -> KangarooOptions | HiSpecOptions:

@@ -10,16 +10,13 @@ from vllm.platforms import current_platform
 
 from vllm_kangaroo.integration.config.architectures import names_of
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
+from vllm_kangaroo.integration.config.refusals import WORKERS
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 
 logger = init_logger(__name__)
 
 PROPOSER = "vllm_kangaroo.integration.runner_v1.proposer.EarlyExitProposer"
 EXECUTOR = "vllm_kangaroo.integration.runner_v1.executor.EarlyExitExecutor"
-WORKERS = {
-    "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
-    "cuda": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitGPUWorker",
-}
 
 
 class EarlyExitVllmConfig(PluginVllmConfig):
@@ -58,84 +55,6 @@ def target_shape(model: ModelConfig) -> TargetShape:
         head_dim=model.get_head_size(),
         vocab_size=model.get_vocab_size(),
     )
-
-
-def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Refuse what early-exit drafting cannot do.
-
-    Args:
-        args: the ``EngineArgs``.
-
-    Raises:
-        OptionError: naming the setting and the remedy.
-    """
-    name = model.model
-    drop = "leave out speculative_config for it"
-    refusals: list[tuple[bool, str]] = [
-        (
-            model.is_encoder_decoder,
-            f"{name} is an encoder-decoder, which has no exit ladder: {drop}.",
-        ),
-        (
-            model.is_hybrid or model.is_attention_free,
-            f"{name} has recurrent layers, whose state cannot be rewound to an exit: {drop}.",
-        ),
-        (
-            model.runner_type != "generate",
-            f"{name} does not generate text (runner={model.runner_type!r}): {drop}.",
-        ),
-        (
-            model.is_multimodal_model,
-            f"{name} is a multimodal model, which early-exit drafting does not serve: {drop}.",
-        ),
-        (
-            parallel.pipeline_parallel_size > 1,
-            (
-                f"pipeline_parallel_size={parallel.pipeline_parallel_size} splits the model by layers, as the exit ladder "
-                f"does: set it to 1 and use tensor_parallel_size."
-            ),
-        ),
-        (
-            parallel.data_parallel_size > 1,
-            (
-                f"data_parallel_size={parallel.data_parallel_size} is not supported with early-exit drafting: set it to 1 "
-                f"and start several servers."
-            ),
-        ),
-        (
-            parallel.decode_context_parallel_size > 1,
-            (
-                f"decode_context_parallel_size={parallel.decode_context_parallel_size} is not supported with early-exit "
-                f"drafting: set it to 1."
-            ),
-        ),
-        (
-            args.enable_lora,
-            "enable_lora=True is not supported with early-exit drafting: leave it out.",
-        ),
-        (
-            args.enable_prompt_embeds,
-            "enable_prompt_embeds=True is not supported with early-exit drafting: leave it out.",
-        ),
-        (
-            args.kv_transfer_config is not None,
-            f"kv_transfer_config={args.kv_transfer_config!r} is not supported with early-exit drafting: leave it out.",
-        ),
-        (
-            parallel.worker_cls not in ("auto", *WORKERS.values()),
-            f"worker_cls={parallel.worker_cls!r} cannot draft early: leave it at 'auto', which picks vllm-kangaroo's.",
-        ),
-        (
-            current_platform.device_type not in WORKERS,
-            (
-                f"device {current_platform.device_type!r} is not supported with early-exit drafting: use one of "
-                f"{', '.join(WORKERS)}."
-            ),
-        ),
-    ]
-    for refused, sentence in refusals:
-        if refused:
-            raise OptionError(sentence)
 
 
 def speculative_config(

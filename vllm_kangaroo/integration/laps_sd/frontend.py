@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
-
-from vllm_kangaroo.integration.laps_sd.metrics import LapsSdProm
+from vllm_kangaroo.integration.config import request_checks
+from vllm_kangaroo.integration.laps_sd.metrics import LapsSdProm, take_out
 from vllm_kangaroo.integration.laps_sd.settings import asks_for_laps_sd, take_up
 from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.register.patching import Patch
-from vllm_kangaroo.laps_sd.lengths import HINT_KEY, read_hint
-from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-
-
-class HintError(VLLMValidationError, LapsSdError):
-    """A wrong hint, of the class that vLLM's server answers with status 400."""
 
 
 def install() -> None:
@@ -33,33 +26,22 @@ def _wrap(wrappers: dict[str, Callable[[Any], Callable[..., Any]]]) -> None:
 
 
 def _create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        config = original(self, *args, **kwargs)
+    def create_engine_config(
+        self: Any, usage_context: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        config = original(self, usage_context, *args, **kwargs)
         if take_up(config):
+            request_checks.refuse_rust_front_end(usage_context)
+            request_checks.install()
             _wrap(
                 {
-                    "vllm.v1.engine.input_processor:InputProcessor._validate_params": _validate_params,
                     "vllm.v1.metrics.loggers:PrometheusStatLogger.__init__": _init_prometheus,
-                    "vllm.v1.metrics.loggers:PrometheusStatLogger.record": _record,
+                    "vllm.v1.metrics.loggers:StatLoggerManager.record": _record,
                 }
             )
         return config
 
     return create_engine_config
-
-
-def _validate_params(original: Callable[..., Any]) -> Callable[..., Any]:
-    def validate(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        extra = getattr(params, "extra_args", None)
-        if extra and HINT_KEY in extra and asks_for_laps_sd(self.vllm_config):
-            most = params.max_tokens
-            try:
-                read_hint(extra, self.model_config.max_model_len if most is None else most)
-            except LapsSdError as error:
-                raise HintError(str(error)) from None
-        return original(self, params, *args, **kwargs)
-
-    return validate
 
 
 def _init_prometheus(original: Callable[..., None]) -> Callable[..., None]:
@@ -71,16 +53,20 @@ def _init_prometheus(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _record(original: Callable[..., None]) -> Callable[..., None]:
+    """Before any logger sees the stats: those that print would take our counts for vLLM's own."""
+
     def record(
         self: Any,
         scheduler_stats: Any,
         iteration_stats: Any,
         mm_cache_stats: Any = None,
-        engine_idx: int = 0,
+        engine_idx: int | None = None,
     ) -> None:
-        ours = getattr(self, "laps_sd_prom", None)  # loggers made before the wrapping have none
-        if scheduler_stats is not None and ours is not None:
-            ours.take(scheduler_stats, engine_idx)
+        figures = take_out(scheduler_stats) if scheduler_stats is not None else {}
         original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+        if figures:
+            for logger in self.stat_loggers:
+                if (prometheus := getattr(logger, "laps_sd_prom", None)) is not None:
+                    prometheus.record(figures, engine_idx or 0)
 
     return record

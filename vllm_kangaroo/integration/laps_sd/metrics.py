@@ -6,6 +6,7 @@ as exactly that class. Ours travel in its one open dictionary of counts, and are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from operator import sub
 from typing import Any
@@ -44,8 +45,13 @@ class StatsPacker:
         for at, (estimated, true) in enumerate(tally.estimates):
             out[f"{PREFIX}estimated.{at}"] = int(estimated * MICRO)
             out[f"{PREFIX}true.{at}"] = int(true * MICRO)
-        tally.waits.clear()
-        tally.estimates.clear()
+
+
+def take_out(stats: Any) -> dict[str, int]:
+    """Take LAPS-SD's figures out of a step's stats; keys without :data:`PREFIX`."""
+    found: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
+    ours = [key for key in found if key.startswith(PREFIX)]
+    return {key.removeprefix(PREFIX): found.pop(key) for key in ours}
 
 
 class LapsSdProm:
@@ -110,12 +116,15 @@ class LapsSdProm:
             ),
         }
 
-    def take(self, stats: Any, engine: int) -> None:
-        """Take our figures out of a step's stats."""
-        found: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
+    def record(self, figures: Mapping[str, int], engine: int) -> None:
+        """Show what :func:`take_out` found in the stats of a step.
+
+        vLLM hands the stats of a step to one front end alone, and where there are several API servers Prometheus adds
+        up what they count and shows the gauge that was set last: each figure is shown once.
+        """
         labels = self._values[engine]
-        for key in [key for key in found if key.startswith(PREFIX)]:
-            value, (name, *rest) = found.pop(key), key.removeprefix(PREFIX).split(".")
+        for key, value in figures.items():
+            name, *rest = key.split(".")
             if name == "paused":
                 self._paused.labels(*labels).set(value)
             elif name == "queue":

@@ -19,6 +19,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_kangaroo.integration.config.compile_key import PluginVllmConfig
 from vllm_kangaroo.integration.laps_sd.metrics import StatsPacker
 from vllm_kangaroo.integration.laps_sd.queue import StagedRequestQueue
 from vllm_kangaroo.integration.laps_sd.settings import refuse_unsupported, scheduler_options
@@ -75,6 +76,8 @@ class LapsSdScheduler(Scheduler):
         self._busy = False
         """Whether there was work left after the last results: the engine's time until the next is the next step's."""
         self._stats = StatsPacker(self.laps)
+        # A front end whose configuration was built without the plugin would show our figures as vLLM's own.
+        self._shows_figures = isinstance(vllm_config, PluginVllmConfig)
         log = options.step_log
         self._step_log = StepLog(Path(log).expanduser()) if log else None
         self._ledger = StepLedger(self.laps, self.requests, 1 + self.num_spec_tokens)
@@ -338,7 +341,9 @@ class LapsSdScheduler(Scheduler):
         if stats is not None:
             stats.num_running_reqs -= len(self.paused)
             stats.num_skipped_waiting_reqs += len(self.paused)
-            self._stats.pack(stats, len(self.paused), self.pauses, self.evictions)
+            if self._shows_figures:
+                self._stats.pack(stats, len(self.paused), self.pauses, self.evictions)
+        self.laps.tally.forget()
         return stats
 
     def shutdown(self) -> None:

@@ -12,11 +12,19 @@ from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions, par
 SCHEDULER_NAMES = ("LapsSdScheduler", "AsyncLapsSdScheduler")
 
 
+def is_laps_sd(scheduler_cls: Any) -> bool:
+    """Whether a scheduler, by its class or its name, is LAPS-SD's."""
+    name = (
+        scheduler_cls
+        if isinstance(scheduler_cls, str)
+        else getattr(scheduler_cls, "__qualname__", "")
+    )
+    return name.rpartition(".")[2] in SCHEDULER_NAMES
+
+
 def asks_for_laps_sd(vllm_config: Any) -> bool:
     """Whether an engine of this ``VllmConfig`` is scheduled by LAPS-SD."""
-    found = vllm_config.scheduler_config.scheduler_cls
-    name = found if isinstance(found, str) else getattr(found, "__qualname__", "")
-    return name.rpartition(".")[2] in SCHEDULER_NAMES
+    return is_laps_sd(vllm_config.scheduler_config.scheduler_cls)
 
 
 def scheduler_options(vllm_config: Any) -> LapsSdOptions:
@@ -69,7 +77,7 @@ def refuse_unsupported(vllm_config: Any) -> None:
     Raises:
         LapsSdError: naming the setting and the remedy.
     """
-    model = vllm_config.model_config
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
     drop = "leave out scheduler_cls, or"
     refusals = [
         (
@@ -79,6 +87,13 @@ def refuse_unsupported(vllm_config: Any) -> None:
         (
             vllm_config.ec_transfer_config is not None,
             f"ec_transfer_config is set, and LAPS-SD does not serve encoder transfers: {drop} leave it out.",
+        ),
+        (
+            parallel.distributed_executor_backend == "external_launcher",
+            (
+                f"distributed_executor_backend='external_launcher' starts a scheduler for each device, and LAPS-SD's, "
+                f"which go by their clocks, would not agree: {drop} leave it out."
+            ),
         ),
         (
             model.runner_type != "generate",
