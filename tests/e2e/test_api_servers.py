@@ -53,7 +53,8 @@ def test_figures_are_right_whichever_server_is_asked(server: Server) -> None:
             pool.map(lambda at: ask(server, max_tokens=4 + 4 * (at % 6)), range(REQUESTS))
         )
     assert {answer.status_code for answer in answers} == {200}
-    assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 6, "greedy"
+    texts = [answer.json()["choices"][0]["text"] for answer in answers]
+    assert texts == texts[:6] * (REQUESTS // 6), "the same was answered differently"
     assert len(servers_that_answered(server.log)) == 2, "one of them had nothing to do"
     for _ in range(4):  # whichever shows them
         after = server.metrics()
