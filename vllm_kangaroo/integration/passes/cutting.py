@@ -1,86 +1,74 @@
-"""Layer ranges of a loaded vLLM model that share its weights.
+"""Layer ranges of a loaded vLLM model that share its weights. No model is re-implemented.
 
-A range is a shallow copy of the model's decoder with ``start_layer`` and ``end_layer`` moved, called as a pipeline
-stage. No model is re-implemented.
+How a model is run in parts differs: most decoders are pipeline stages (:mod:`.pipeline_cut`), those of vLLM's
+Transformers backend are cut at their list of layers (:mod:`.backend_cut`). Whether it can be is tried when the model
+has been loaded (:mod:`.trial`), not guessed from its class.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
-from vllm.model_executor.models.interfaces import supports_pp
-from vllm.sequence import IntermediateTensors
 
-from vllm_kangaroo.integration.passes.ranks import pipeline_rank
 from vllm_kangaroo.ladder.store import State
 from vllm_kangaroo.options import OptionError
 
-
-def find_decoder(model: nn.Module) -> nn.Module:
-    """The submodule that holds the layers of a pipeline-capable model.
-
-    Raises:
-        OptionError: if the model is not of a kind that can be cut.
-    """
-    if supports_pp(model):
-        for module in model.modules():
-            if isinstance(getattr(module, "start_layer", None), int) and isinstance(
-                getattr(module, "end_layer", None), int
-            ):
-                return module
-    raise OptionError(
-        f"{type(model).__name__} cannot be cut at an exit layer, since vLLM does not support it in a pipeline: "
-        f"leave out speculative_config, or serve a model that supports pipeline parallelism."
-    )
-
-
-def state_keys(model: nn.Module, vllm_config: VllmConfig) -> tuple[str, ...]:
-    """Names of the tensors that pass between two stages of the model (hidden states, residual).
-
-    Raises:
-        OptionError: if they are not all ``[tokens, hidden_size]``.
-    """
-    config = vllm_config.model_config
-    make = cast(Callable[..., IntermediateTensors], model.make_empty_intermediate_tensors)
-    tensors = make(1, config.dtype, torch.device("cpu")).tensors
-    if any(tuple(part.shape) != (1, config.get_hidden_size()) for part in tensors.values()):
-        raise OptionError(
-            f"{type(model).__name__} hands more than hidden states and residual from layer to layer, which no exit "
-            f"can keep: leave out speculative_config for this model."
-        )
-    return tuple(tensors)
+Finish = Callable[[Tensor], Tensor]
 
 
 class LayerRange(nn.Module):
-    """Layers ``[start, end)`` of a decoder, sharing its weights."""
+    """Layers ``[start, end)`` of a model, sharing its weights.
 
-    def __init__(
-        self, decoder: nn.Module, keys: tuple[str, ...], start: int, end: int, *, last: bool
-    ) -> None:
+    Args:
+        first: whether it begins with the embedding.
+        last: whether it ends with the final norm.
+    """
+
+    def __init__(self, *, first: bool, last: bool) -> None:
         super().__init__()
-        self.part = copy.copy(decoder)
-        self.part.start_layer, self.part.end_layer = start, end  # type: ignore[assignment]
-        self.keys = keys
-        self.first, self.last = start == 0, last
+        self.first, self.last = first, last
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, state: State | None) -> Any:
-        """The stage's output: a :data:`State`, or normed hidden states ``[tokens, N]`` from the last stage."""
-        below = (
-            None if state is None else IntermediateTensors(dict(zip(self.keys, state, strict=True)))
-        )
-        with pipeline_rank(first=self.first, last=self.last):
-            out = self.part.forward(
-                input_ids=input_ids,
-                positions=positions,
-                intermediate_tensors=below,
-                inputs_embeds=None,
-            )
-        return out if self.last else tuple(out[key] for key in self.keys)
+        """The output: a :data:`State`, or normed hidden states ``[tokens, N]`` of the last range."""
+        raise NotImplementedError
+
+
+class Cut:
+    """A model that can be run in layer ranges.
+
+    Args:
+        target: the loaded model.
+        norm: its final norm, if it is found under its usual name.
+        finish: what the model does to hidden states ``[tokens, N]`` between its decoder and :meth:`logits`, if anything.
+    """
+
+    def __init__(self, target: nn.Module, norm: nn.Module | None, finish: Finish | None) -> None:
+        self.target = target
+        self.norm = norm
+        self.finish = finish
+        self._compute_logits = cast(Callable[[Tensor], Tensor], target.compute_logits)
+
+    def range(self, start: int, end: int, *, last: bool = False) -> LayerRange:
+        """Layers ``[start, end)``, with the final norm if it is the ``last`` range."""
+        raise NotImplementedError
+
+    def finished(self, hidden_states: Tensor) -> Tensor:
+        """The model's final hidden states, from what its decoder hands on, both ``[tokens, N]``."""
+        return hidden_states if self.finish is None else self.finish(hidden_states)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """The model's logits ``[tokens, V]`` for normed hidden states ``[tokens, N]`` of its decoder."""
+        return self._compute_logits(self.finished(hidden_states))
+
+
+def refusal(target: nn.Module, reason: str) -> OptionError:
+    """The error of a model that cannot be cut; ``reason`` follows "since"."""
+    return OptionError(
+        f"{type(target).__name__} cannot be cut at an exit layer, since {reason}: leave out speculative_config for this "
+        f"model."
+    )
 
 
 def state_of(hidden_states: Tensor, residual: Tensor | None) -> State:

@@ -9,7 +9,7 @@ from typing import Any
 from vllm.distributed import parallel_state
 
 
-class _RankView:
+class RankView:
     """The pipeline group, reporting another place in the pipeline."""
 
     def __init__(self, group: Any, first: bool, last: bool) -> None:
@@ -29,7 +29,7 @@ def pipeline_rank(*, first: bool, last: bool) -> Iterator[None]:
     they run are ``[start_layer, end_layer)`` of the module. That is all a tier is.
     """
     real = parallel_state._PP
-    parallel_state._PP = _RankView(real, first, last)
+    parallel_state._PP = RankView(real, first, last)
     try:
         yield
     finally:
