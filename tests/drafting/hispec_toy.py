@@ -95,7 +95,9 @@ class HiSpecToy(ToyTiers):
 
     # -- over the ladder ---------------------------------------------------------------------
 
-    def draft_pass(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
+    def draft_pass(
+        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None = None
+    ) -> tuple[State, Tensor, Tensor]:
         """As in :class:`ToyTiers`; remembers what was drafted, and checks where tiers 1 and 2 begin a round."""
         spans = self.spans()
         if not self.drafting:
@@ -106,7 +108,9 @@ class HiSpecToy(ToyTiers):
             self.proposed[self.attention.requests[row], int(position) + 1] = token
         return state, token_ids, confidences
 
-    def check_pass(self, positions: Tensor, state: State) -> tuple[State, Tensor]:
+    def check_pass(
+        self, positions: Tensor, state: State, memory: Tensor | None = None
+    ) -> tuple[State, Tensor]:
         """See :class:`vllm_kangaroo.drafting.hispec.CheckPass`; checks where they stand before a check."""
         self.drafting = False
         spans = self.spans()

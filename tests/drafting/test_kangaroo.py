@@ -52,7 +52,9 @@ class Script:
         self.rows = [self.rows[at] for at in which]
         self.at = self.at[which]
 
-    def __call__(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
+    def __call__(
+        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None
+    ) -> tuple[State, Tensor, Tensor]:
         assert positions.tolist() == self.at.tolist()
         self.passes.append(list(self.rows))
         self.inputs.append(input_ids.tolist())

@@ -1,4 +1,4 @@
-"""Drawn drafts and nested rejection sampling: what comes out is a sample of the verifier, by chi-squared."""
+"""Sampled drafts and nested rejection sampling: what comes out is a sample of the verifier, by chi-squared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from vllm_kangaroo.drafting.sampling import Draws, check
+from vllm_kangaroo.drafting.sampling import SampledDrafting, check
 
 VOCAB = 16
 TRIALS = 200_000
@@ -44,19 +44,21 @@ class Chance:
         return self
 
 
-def draft_pass(input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+def draft_pass(
+    input_ids: Tensor, positions: Tensor, memory: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor]:
     return (), DRAFT[input_ids.long()].log()
 
 
-def chains(count: int, steps: int, sampling: Chance) -> tuple[list[list[int]], Draws]:
-    draws = Draws(draft_pass, sampling, count)
+def chains(count: int, steps: int, sampling: Chance) -> tuple[list[list[int]], SampledDrafting]:
+    sampled = SampledDrafting(draft_pass, sampling, count)
     newest = torch.full((count,), START, dtype=torch.int32)
     drafted = []
     for _ in range(steps):
-        _, newest, confidences = draws(range(count), newest, newest)
+        _, newest, confidences = sampled(range(count), newest, newest, None)
         assert ((confidences > 0) & (confidences <= 1)).all()
         drafted.append(newest)
-    return torch.stack(drafted, dim=1).tolist(), draws
+    return torch.stack(drafted, dim=1).tolist(), sampled
 
 
 def far(counts: Tensor, expected: Tensor) -> bool:
@@ -71,13 +73,13 @@ def far(counts: Tensor, expected: Tensor) -> bool:
 
 
 def buffers(sampling: Chance, *, believed: Tensor = DRAFT) -> list[list[int]]:
-    """Rounds of two drafts each, checked once; ``believed`` is what they are said to have been drawn from."""
+    """Rounds of two drafts each, checked once; ``believed`` is what they are said to have been sampled from."""
     found = []
     for _ in range(TRIALS // CHUNK):
-        drafted, draws = chains(CHUNK, 2, sampling)
+        drafted, sampled = chains(CHUNK, 2, sampling)
         before = [[START, first] for first, _ in drafted]
         verifier = VERIFIER[torch.tensor(before)].reshape(-1, VOCAB)
-        distributions = [torch.stack(rows) for rows in draws.distributions]
+        distributions = [torch.stack(rows) for rows in sampled.distributions]
         if believed is not DRAFT:
             distributions = list(believed[torch.tensor(before)].unbind())
         checked = check(drafted, distributions, verifier, sampling)
@@ -135,8 +137,8 @@ def test_chi_squared_sees_a_wrong_check(fault: str):
 
 def test_acceptance_is_what_the_distributions_have_in_common():
     torch.manual_seed(3)
-    drafted, draws = chains(CHUNK, 1, Chance())
-    distributions = [torch.stack(rows) for rows in draws.distributions]
+    drafted, sampled = chains(CHUNK, 1, Chance())
+    distributions = [torch.stack(rows) for rows in sampled.distributions]
     verifier = VERIFIER[START].expand(CHUNK, VOCAB)
     checked = check(drafted, distributions, verifier, Chance())
     common = float(torch.minimum(DRAFT[START], VERIFIER[START]).sum())

@@ -193,8 +193,8 @@ def test_no_intermediate_verifier_changes_a_token(
     ) -> Any:
         flat = torch.tensor([token for own in drafted.token_ids for token in own])
 
-        def lie(positions: Tensor, state: Any) -> tuple[Any, Tensor]:
-            return check_pass(positions, state)[0], ADVERSARIES[adversary](flat)
+        def lie(positions: Tensor, state: Any, memory: Any) -> tuple[Any, Tensor]:
+            return check_pass(positions, state, memory)[0], ADVERSARIES[adversary](flat)
 
         return honest(ladder, round_, drafted, lie, attention)
 
@@ -225,7 +225,7 @@ def test_layers_run_over_what_their_tier_counts_and_checks_over_their_own_layers
     tokens: Counter[int] = Counter()
     checked: Counter[int] = Counter()
     counting = [tokens]
-    real = ours.proposer._check[0]
+    real = ours.proposer.model.passes.verifier[0]
 
     def hook(number: int) -> Callable[..., None]:
         def count(module: Any, args: Any, output: Any) -> None:
@@ -240,7 +240,7 @@ def test_layers_run_over_what_their_tier_counts_and_checks_over_their_own_layers
         counting.pop()
         return result
 
-    monkeypatch.setattr(ours.proposer, "_check", [check])
+    monkeypatch.setattr(ours.proposer.model.passes, "verifier", [check])
     with ours.drafting() as gain:
         handles = [layer.register_forward_hook(hook(n)) for n, layer in enumerate(layers)]
         ours.generate(prompts)
@@ -262,8 +262,8 @@ def test_layers_run_over_what_their_tier_counts_and_checks_over_their_own_layers
 
 def test_no_weight_is_added_and_the_exit_store_holds_a_buffer_a_tier(ours: Engine) -> None:
     weights = {id(parameter) for parameter in ours.runner.model.parameters()}
-    drafter = ours.proposer
-    parts = [drafter._bottom, drafter._draft, *drafter._middle, *drafter._check, drafter._top]
+    parts = list(ours.proposer.model.passes)
+    assert len(parts) == 5
     assert {id(parameter) for part in parts for parameter in part.parameters()} <= weights
     # Hidden states and residual, fp32 of hidden size 192, for two tiers.
     (counters,) = ours.llm.collective_rpc("early_exit_counters")

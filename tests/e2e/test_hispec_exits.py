@@ -98,8 +98,8 @@ def listen(
     ) -> Any:
         verdicts: list[Tensor] = []
 
-        def run(positions: Tensor, state: Any) -> Any:
-            state, own = check_pass(positions, state)
+        def run(positions: Tensor, state: Any, memory: Any) -> Any:
+            state, own = check_pass(positions, state, memory)
             verdicts.extend(own.split([len(tokens) for tokens in drafted.token_ids]))
             return state, own
 

@@ -54,7 +54,8 @@ def test_every_round_of_every_request_is_recorded(ours: Engine) -> None:
 def test_tokens_are_the_verifiers_where_it_rejects(
     ours: Engine, monkeypatch: pytest.MonkeyPatch, shift: int, exit_: int
 ) -> None:
-    honest_draft, honest_check = ours.proposer._draft, ours.proposer._check[0]
+    passes = ours.proposer.model.passes
+    honest_draft, honest_check = passes.draft, passes.verifier[0]
     drafted: list[Tensor] = []
 
     def draft(*args: Any) -> Any:
@@ -68,8 +69,8 @@ def test_tokens_are_the_verifiers_where_it_rejects(
         drafted.clear()
         return honest_check(positions, *state)[0], verdicts
 
-    monkeypatch.setattr(ours.proposer, "_draft", draft)
-    monkeypatch.setattr(ours.proposer, "_check", [check])
+    monkeypatch.setattr(passes, "draft", draft)
+    monkeypatch.setattr(passes, "verifier", [check])
     ours.proposer.record = record = DraftRecord()
     ours.generate(PROMPTS[:1])
     ours.proposer.record = None

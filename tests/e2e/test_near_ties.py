@@ -101,14 +101,14 @@ def swap_exit_states(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 
 def shift_drafts(engine: Engine, patch: pytest.MonkeyPatch) -> None:
     """The lower layers' keys of every draft are those of the position after it."""
-    draft_pass = engine.proposer._draft
+    passes = engine.proposer.model.passes
+    draft_pass = passes.draft
 
     class Shifted:
         def __call__(self, input_ids: Tensor, positions: Tensor, *memory: Any) -> Any:
             return draft_pass(input_ids, positions + 1, *memory)
 
-    patch.delattr(engine.proposer, "_draft")
-    patch.setattr(engine.proposer, "_draft", Shifted(), raising=False)
+    patch.setattr(passes, "draft", Shifted())
 
 
 @pytest.mark.parametrize("plant", [swap_exit_states, shift_drafts])

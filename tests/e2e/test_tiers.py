@@ -82,12 +82,12 @@ def test_states_at_the_exit_and_at_the_end_are_those_of_a_plain_forward(
 ) -> None:
     reference = Reference(model, EXIT)
     bottom, top, head = Collected(), Collected(), Collected()
-    drafter = own_head.proposer
+    passes = own_head.proposer.model.passes
     with own_head.drafting(), ExitStack() as hooks:
         for module, collected, positions_at in (
-            (drafter._draft.tier, bottom, 1),
-            (drafter._top.tier, top, 1),
-            (drafter._draft.head, head, 0),
+            (passes.draft.tier, bottom, 1),
+            (passes.top.tier, top, 1),
+            (passes.draft.head, head, 0),
         ):
 
             def note(
@@ -130,7 +130,7 @@ def test_the_adapter_is_the_reference_adapter(
     """vLLM's module over paged KV against plain torch over the whole sequence."""
     reference = Reference(model, EXIT, adapter)
     found = Collected()
-    exit_head = with_adapter.proposer._draft.head
+    exit_head = with_adapter.proposer.model.passes.draft.head
     with (
         with_adapter.drafting(),
         hooked(exit_head.adapter, lambda arguments, output: found.note(arguments[0], output)),

@@ -210,6 +210,32 @@ def test_at_rest_names_frontiers_that_are_not_where_they_should_be() -> None:
     tiers.ladder.at_rest(slots, np.array([2]))
 
 
+@pytest.mark.parametrize("broken", [[3, 3, 2], [2, 3, 3], [4, 4, 4], [0, 0, 0], [-1, -1, -1]])
+def test_a_request_whose_frontiers_are_broken_drafts_nothing_and_goes_on(
+    broken: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ToyEngine((1, 2, 4), most_drafts=3)
+    for name in ("a", "b"):
+        engine.add(name, [1, 2, 3])
+        run(engine, name)
+    slots, lengths = engine.ladder.slots(["a", "b"]), np.array([3, 3])
+    assert engine.ladder.settle(slots, lengths).tolist() == [True, True]
+    engine.ladder.frontiers[slots[0]] = broken
+    assert engine.ladder.settle(slots, lengths).tolist() == [False, True]
+    assert engine.ladder.counters.defects == 1
+    assert "defect" in caplog.text and str(broken) in caplog.text
+    caplog.clear()
+    assert engine.ladder.settle(slots, lengths).tolist() == [False, True]
+    assert engine.ladder.counters.defects == 2 and not caplog.text  # logged once
+    engine.draft([engine.requests["b"]], [3], 0.0, ())
+    run(engine, "a")  # which compares its states with those of a run from scratch
+    run(engine, "b", accepted=2)
+    slots, lengths = engine.ladder.slots(["a", "b"]), np.array([4, 6])
+    assert engine.ladder.settle(slots, lengths).all()
+    engine.draft([engine.requests["a"]], [3], 0.0, ())
+    assert engine.ladder.counters.defects == 2
+
+
 def test_closing_an_unknown_request_is_harmless() -> None:
     tiers = ToyTiers((1, 3), width=4)
     tiers.ladder.close("never seen")

@@ -177,7 +177,9 @@ class ToyTiers:
         embedded = self.model.embedding[input_ids.long()]
         return self.attention.run(layers, positions, (embedded, torch.zeros_like(embedded)))
 
-    def draft_pass(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
+    def draft_pass(
+        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None = None
+    ) -> tuple[State, Tensor, Tensor]:
         """See :class:`vllm_kangaroo.drafting.kangaroo.DraftPass`."""
         state = self.ladder.bottom(input_ids, positions)
         token_ids, confidences = self.head(torch.stack(state).sum(0))

@@ -22,7 +22,8 @@ from vllm_kangaroo.drafting.kangaroo import (
     draft_chain,
 )
 from vllm_kangaroo.drafting.sampling import Checked, LogitsPass, Sampling, check
-from vllm_kangaroo.ladder.ladder import Attention, Ladder
+from vllm_kangaroo.ladder.interfaces import Attention
+from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 from vllm_kangaroo.ladder.store import State
 
@@ -30,8 +31,10 @@ from vllm_kangaroo.ladder.store import State
 class CheckPass(Protocol):
     """Tier 2 and its exit head."""
 
-    def __call__(self, positions: Tensor, state: State) -> tuple[State, Tensor]:
-        """States ``[tokens, N]`` of tier 1 -> states of tier 2 and its next tokens ``[tokens]``."""
+    def __call__(
+        self, positions: Tensor, state: State, memory: Tensor | None
+    ) -> tuple[State, Tensor]:
+        """States ``[tokens, N]`` of tier 1, ``memory [tokens, M]`` -> states of tier 2, its next tokens ``[tokens]``."""
         ...
 
 
@@ -55,7 +58,7 @@ def draft(
     Args:
         tokens_per_round: N_d, drafts per round. The buffer's size N_i is each drafter's limit.
         threshold: a round's drafting also stops below this un-tempered probability; 0 turns that off.
-        sampling: draws drafts, so that a buffer is a sample of the intermediate exit's distribution. Both passes then
+        sampling: drafts are sampled, so that a buffer is a sample of the intermediate exit's distribution. Both passes then
             yield float32 logits in the place of tokens.
 
     Returns:
@@ -77,6 +80,7 @@ def draft(
             token_ids=[newest[who] for who in going],
             limits=np.minimum(drafters.limits[going] - filled, tokens_per_round),
             stop_ids=[drafters.stop_ids[who] for who in going],
+            memory=None if drafters.memory is None else drafters.memory[going],
         )
         own = None if sampling is None else sampling.pick(going)
         drafted = draft_chain(ladder, round_, draft_pass, attention, threshold, own)
@@ -113,7 +117,13 @@ def _check(
     """One intermediate verification: what each request's buffer gains."""
     lengths = np.array([len(tokens) for tokens in drafted.token_ids], dtype=np.int64)
     spans = Spans(round_.rows, round_.slots, round_.starts, lengths)
-    verdicts = ladder.climb(1, spans, attention, check_pass)
+    memory = round_.memory
+    if memory is not None:
+        of_token = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        memory = memory.index_select(0, of_token.to(memory.device))
+    verdicts = ladder.climb(
+        1, spans, attention, lambda positions, state: check_pass(positions, state, memory)
+    )
     gained = Drafts()
     if sampling is None:
         checked = _agreed(drafted.token_ids, verdicts.tolist())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_kangaroo.drafting.sampling import Draws, LogitsPass, Sampling
+from vllm_kangaroo.drafting.sampling import LogitsPass, SampledDrafting, Sampling
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray
 from vllm_kangaroo.ladder.store import State
@@ -25,8 +25,10 @@ from vllm_kangaroo.ladder.store import State
 class DraftPass(Protocol):
     """Tier 1 and the exit head over one token per request."""
 
-    def __call__(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor, Tensor]:
-        """``[b]`` tokens at ``[b]`` positions -> tier state, next tokens ``[b]``, their probabilities ``[b]``."""
+    def __call__(
+        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None
+    ) -> tuple[State, Tensor, Tensor]:
+        """``[b]`` tokens at ``[b]`` positions, ``memory [b, M]`` -> tier state, next tokens ``[b]``, probabilities ``[b]``."""
         ...
 
 
@@ -66,6 +68,8 @@ class Drafters:
     """Most drafts of each request, at least 1."""
     stop_ids: Sequence[Collection[int | None]]
     """Tokens after which a request drafts no further."""
+    memory: Tensor | None = None
+    """What exit heads are told of the position that was verified last, ``[requests, M]``; None if none asks."""
 
 
 @dataclass(slots=True)
@@ -77,7 +81,7 @@ class Drafts:
     exits: list[list[int]] = field(default_factory=list)
     """Which exit chose each token: 1 the draft exit, 2 the intermediate verifier. Empty if all are of the first."""
     distributions: list[Tensor] = field(default_factory=list)
-    """What the tokens were drawn from, ``[tokens, V]``. Empty if none was drawn."""
+    """What the tokens were sampled from, ``[tokens, V]``. Empty if they are deterministic."""
 
 
 def draft(
@@ -88,7 +92,7 @@ def draft(
     threshold: float,
     sampling: Sampling | None = None,
 ) -> Drafts:
-    """One round of Kangaroo: a chain of drafts per request, drawn if there is ``sampling``."""
+    """One round of Kangaroo: a chain of drafts per request, sampled if there is ``sampling``."""
     ladder.counters.rounds += len(drafters.token_ids)
     return draft_chain(ladder, drafters, draft_pass, attention, threshold, sampling)
 
@@ -106,16 +110,16 @@ def draft_chain(
     The rule that ends position k looks only at probabilities of position k and before, so sampling stays exact.
 
     Args:
-        draft_pass: a :class:`LogitsPass` if there is ``sampling``, by which drafts are then drawn.
+        draft_pass: a :class:`LogitsPass` if there is ``sampling``, which drafts are then sampled from.
         threshold: η, in the units of un-tempered probability.
     """
     began = perf_counter()
     in_pass = 0.0
     counters = ladder.counters
     drafts = Drafts([[] for _ in drafters.token_ids], [[] for _ in drafters.token_ids])
-    draws: Draws | None = None
+    sampled: SampledDrafting | None = None
     if sampling is not None:
-        draws = Draws(cast(LogitsPass, draft_pass), sampling, len(drafters.token_ids))
+        sampled = SampledDrafting(cast(LogitsPass, draft_pass), sampling, len(drafters.token_ids))
     steps = int(drafters.limits.max())
     store = ladder.stores[0]
     device = store.device
@@ -123,16 +127,18 @@ def draft_chain(
     at = index.unbind()  # per step: where each request's state goes, [requests]
     alive = list(range(len(drafters.token_ids)))
     input_ids = torch.tensor(drafters.token_ids, dtype=torch.int32, device=device)
+    memory = drafters.memory
     step = 0
     kept: list[State] = []
     places: list[Tensor] = []
     with attention.chain(drafters.rows, drafters.starts, steps) as chain:
         while True:
             entered = perf_counter()
-            if draws is None:
-                state, token, confidence = cast(DraftPass, draft_pass)(input_ids, chain.positions)
+            if sampled is None:
+                run = cast(DraftPass, draft_pass)
+                state, token, confidence = run(input_ids, chain.positions, memory)
             else:
-                state, token, confidence = draws(alive, input_ids, chain.positions)
+                state, token, confidence = sampled(alive, input_ids, chain.positions, memory)
             in_pass += perf_counter() - entered
             kept.append(state)
             places.append(at[step])
@@ -147,6 +153,7 @@ def draft_chain(
                 on_device = torch.from_numpy(which).to(device)
                 at = index.index_select(1, torch.tensor(alive, device=device)).unbind()
                 token = token.index_select(0, on_device)
+                memory = None if memory is None else memory.index_select(0, on_device)
             chain.advance()
             input_ids = token
     store.put(torch.cat(places), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)))
@@ -160,8 +167,8 @@ def draft_chain(
         strict=True,
     ):
         store.note_tokens(slot, start, [first, *tokens[:-1]])
-    if draws is not None:
-        drafts.distributions = [torch.stack(rows) for rows in draws.distributions]
+    if sampled is not None:
+        drafts.distributions = [torch.stack(rows) for rows in sampled.distributions]
     counters.draft_steps += step
     counters.drafted += int(lengths.sum())
     counters.draft_seconds += perf_counter() - began

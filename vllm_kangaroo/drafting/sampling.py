@@ -1,6 +1,6 @@
-"""Drafts drawn from an exit's distribution, and nested rejection sampling between two exits.
+"""Drafts sampled from an exit's distribution, and nested rejection sampling between two exits.
 
-A deterministic draft is accepted with the probability the verifier gives that one token. A draft drawn from the exit's
+A deterministic draft is accepted with the probability the verifier gives that one token. A draft sampled from the exit's
 own distribution ``q`` is accepted with ``min(1, p / q)``, and a rejection draws from ``(p - q)+``: the outcome is a
 sample of ``p`` all the same, and more is accepted (Leviathan et al., arXiv 2211.17192, section 2.3). HiSpec does this
 twice: the intermediate verifier's check makes the buffer an exact sample of the intermediate exit, and the full model
@@ -23,8 +23,7 @@ class Sampling(Protocol):
     def probabilities(self, logits: Tensor, who: Sequence[int]) -> Tensor:
         """Distributions that requests ``who`` draw from: logits ``[rows, V]`` -> float32 ``[rows, V]``.
 
-        All of the probability is on the largest logit where a request is greedy, or must be drafted for without
-        chance.
+        All of the probability is on the largest logit where a request is greedy or its drafts must be deterministic.
         """
         ...
 
@@ -44,13 +43,15 @@ class Sampling(Protocol):
 class LogitsPass(Protocol):
     """Tier 1 and its exit head over one token per request."""
 
-    def __call__(self, input_ids: Tensor, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """``[b]`` tokens at ``[b]`` positions -> tier state, float32 logits ``[b, V]``."""
+    def __call__(
+        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """``[b]`` tokens at ``[b]`` positions, ``memory [b, M]`` -> tier state, float32 logits ``[b, V]``."""
         ...
 
 
-class Draws:
-    """The drafts of one chain, drawn rather than taken for the likeliest.
+class SampledDrafting:
+    """Sampled drafts of one chain.
 
     Args:
         run: the pass.
@@ -60,25 +61,25 @@ class Draws:
     def __init__(self, run: LogitsPass, sampling: Sampling, requests: int) -> None:
         self.sampling = sampling
         self.distributions: list[list[Tensor]] = [[] for _ in range(requests)]
-        """What each draft was drawn from, ``[V]``."""
+        """What each draft was sampled from, ``[V]``."""
         self._run = run
 
     def __call__(
-        self, alive: Sequence[int], input_ids: Tensor, positions: Tensor
+        self, alive: Sequence[int], input_ids: Tensor, positions: Tensor, memory: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         """One draft for each request of ``alive``: tier state, tokens ``[b]``, their un-tempered probabilities."""
-        state, logits = self._run(input_ids, positions)
-        chances = self.sampling.probabilities(logits, alive)
-        token_ids = draw(chances, self.sampling.exponential(alive, chances))
-        for who, row in zip(alive, chances.unbind(), strict=True):
+        state, logits = self._run(input_ids, positions, memory)
+        probabilities = self.sampling.probabilities(logits, alive)
+        token_ids = sample(probabilities, self.sampling.exponential(alive, probabilities))
+        for who, row in zip(alive, probabilities.unbind(), strict=True):
             self.distributions[who].append(row)
         own = logits.gather(1, token_ids[:, None]).squeeze(1)
         return state, token_ids.to(torch.int32), (own - logits.logsumexp(dim=-1)).exp()
 
 
-def draw(chances: Tensor, exponential: Tensor) -> Tensor:
+def sample(probabilities: Tensor, exponential: Tensor) -> Tensor:
     """A token of each distribution ``[rows, V]``, which need not be normalised, by an exponential race: ``[rows]``."""
-    return (chances / exponential).argmax(dim=-1)
+    return (probabilities / exponential).argmax(dim=-1)
 
 
 @dataclass(slots=True)
@@ -97,11 +98,11 @@ def check(
     verifier: Tensor,
     sampling: Sampling,
 ) -> Checked:
-    """Accept each draft x ~ q with ``min(1, p(x) / q(x))`` up to the first rejection, which draws from ``(p - q)+``.
+    """Accept each draft x ~ q with ``min(1, p(x) / q(x))`` up to the first rejection, which samples from ``(p - q)+``.
 
     Args:
         drafted: tokens of each request, at least one.
-        distributions: what each request's were drawn from, ``[its tokens, V]``.
+        distributions: what each request's were sampled from, ``[its tokens, V]``.
         verifier: the distribution p at each draft, all requests' end to end, ``[tokens, V]``.
     """
     owners = [who for who, tokens in enumerate(drafted) for _ in tokens]
@@ -125,7 +126,7 @@ def check(
         rest = (p - q.index_select(0, at)).clamp(min=0)
         # Rounding may leave nothing where p and q are one.
         rest = torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, p)
-        tokens_ = draw(rest, sampling.exponential(rejected, rest)).tolist()
+        tokens_ = sample(rest, sampling.exponential(rejected, rest)).tolist()
         for who, token in zip(rejected, tokens_, strict=True):
             found.own[who] = token
     return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+logger = logging.getLogger("vllm.plugins.kangaroo")  # a child of vLLM's, so that its level holds
 
 
 @dataclass(slots=True)
@@ -36,12 +39,24 @@ class LadderCounters:
     """Wall time of intermediate verifications (host clock)."""
     replaced: int = 0
     """Drafts in whose place the intermediate verifier put a token of its own."""
+    defects: int = 0
+    """Times that an invariant did not hold for a request, which lost drafts and nothing else."""
 
     @classmethod
     def for_tiers(cls, tiers: int) -> LadderCounters:
         return cls(
             positions=[0] * tiers, passes=[0] * tiers, reused=[0] * tiers, dropped=[0] * tiers
         )
+
+    def defect(self, what: str) -> None:
+        """Count one; the first is logged."""
+        self.defects += 1
+        if self.defects == 1:
+            logger.error(
+                "%s. A request loses drafts and nothing else, but this is a defect of vllm-kangaroo: please report it. "
+                "Further ones are counted as 'defects' and not logged.",
+                what,
+            )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,68 +10,23 @@ over the right positions is provided by an :class:`Attention`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_kangaroo.ladder.counters import LadderCounters
+from vllm_kangaroo.ladder.interfaces import (
+    Attention,
+    BottomTier,
+    JoinedTiers,
+    MiddleTier,
+    TopTier,
+)
 from vllm_kangaroo.ladder.spans import IntArray, Spans, ragged_arange
 from vllm_kangaroo.ladder.store import ExitStore, State
-
-
-class Attention(Protocol):
-    """Lets a pass see the paged KV of the right positions."""
-
-    def over(self, spans: Spans) -> AbstractContextManager[Tensor]:
-        """Within the context, attention layers serve a flat pass over ``spans``. Yields positions ``[tokens]``."""
-        ...
-
-    def joined(self, tail: Spans, spans: Spans) -> AbstractContextManager[tuple[Tensor, Tensor]]:
-        """Within the context, layers below the last tier serve ``tail``, those of the last tier ``spans``.
-
-        ``spans`` are all that the engine scheduled. Yields the positions of both.
-        """
-        ...
-
-
-class BottomTier(Protocol):
-    """Embedding and the first layers."""
-
-    def __call__(self, input_ids: Tensor, positions: Tensor) -> State: ...
-
-
-class MiddleTier(Protocol):
-    """Layers between two exits."""
-
-    def __call__(self, positions: Tensor, state: State) -> State: ...
-
-
-class TopTier(Protocol):
-    """The last layers and the final norm: ``[tokens, N]``, what the LM head takes."""
-
-    def __call__(self, positions: Tensor, state: State) -> Tensor: ...
-
-
-class JoinedTiers(Protocol):
-    """Every tier in one pass: those below the last over the ends of some spans, the last over all of them."""
-
-    def __call__(
-        self,
-        input_ids: Tensor,
-        tail_positions: Tensor,
-        positions: Tensor,
-        order: Tensor,
-        state: State,
-    ) -> Tensor:
-        """``[tail]`` tokens and states ``[stored, N]`` -> what the LM head takes, ``[stored + tail, N]``.
-
-        ``order`` says for each of ``positions`` where it stands in stored and tail end to end.
-        """
-        ...
 
 
 class LadderError(RuntimeError):
@@ -329,10 +284,27 @@ class Ladder:
         Raises:
             LadderError: otherwise.
         """
-        if (self.frontiers[slots] != lengths[:, None]).any():
+        if not self._resting(slots, lengths).all():
             raise LadderError(
                 f"frontiers {self.frontiers[slots].tolist()} at rest, expected {lengths.tolist()}"
             )
+
+    def settle(self, slots: IntArray, lengths: IntArray) -> NDArray[np.bool_]:
+        """Which of the requests may draft: those at rest. What is kept of the others is dropped.
+
+        The next verification of such a request then begins where the engine says, as that of a new request: what
+        the engine has committed was verified by all tiers, so only drafts are lost.
+        """
+        resting = self._resting(slots, lengths)
+        for slot, length in zip(slots[~resting], lengths[~resting], strict=True):
+            found = self.frontiers[slot].tolist()
+            self.counters.defect(f"Frontiers of a request are {found} at rest, not {length}")
+            self.frontiers[slot] = 0
+        return resting
+
+    def _resting(self, slots: IntArray, lengths: IntArray) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = (self.frontiers[slots] == lengths[:, None]).all(axis=1)
+        return found
 
     def drafted(self, slots: IntArray, starts: IntArray, lengths: IntArray, passes: int) -> None:
         """Account for a chain of drafts whose states tier 1's store was given: ``lengths[i]`` positions from ``starts[i]``."""

@@ -46,7 +46,7 @@ def _roots(holders: Iterable[Any]) -> Iterator[nn.Module]:
         elif isinstance(holder, partial):  # a compiled pass is called without its module's __call__
             yield from _roots(holder.args)
         elif isinstance(holder, EarlyExitProposer):
-            yield from _roots([*vars(holder).values()])
+            yield from _roots([*holder.model.passes])
 
 
 def _packed(module: nn.Module) -> Iterator[Any]:

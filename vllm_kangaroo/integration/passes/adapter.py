@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from vllm.model_executor.layers.attention.attention import _encode_layer_name
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_kangaroo.adapters.config import WEIGHTS_FILE, AdapterConfig
-from vllm_kangaroo.integration.passes.cutting import residual_stream
+from vllm_kangaroo.integration.passes.cutting import Cut, residual_stream
 from vllm_kangaroo.integration.passes.exit_head import ExitHead
 from vllm_kangaroo.ladder.store import State
 
@@ -29,7 +31,13 @@ class AdapterLayer(nn.Module):
     does the target's layers: same block ids, same prefix cache.
     """
 
-    def __init__(self, config: AdapterConfig, vllm_config: VllmConfig, layer_index: int) -> None:
+    def __init__(
+        self,
+        config: AdapterConfig,
+        vllm_config: VllmConfig,
+        layer_index: int,
+        window: int | None = None,
+    ) -> None:
         super().__init__()
         prefix = f"{PREFIX}.layers.{layer_index}.self_attn"
         self.head_dim = config.head_dim
@@ -54,12 +62,14 @@ class AdapterLayer(nn.Module):
             max_position=vllm_config.model_config.max_model_len,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         )
+        cache_config = copy.copy(vllm_config.cache_config)
+        cache_config.sliding_window = window
         self.attn = Attention(
             self.qkv_proj.num_heads,
             config.head_dim,
             config.head_dim**-0.5,
             num_kv_heads=self.qkv_proj.num_kv_heads,
-            cache_config=vllm_config.cache_config,
+            cache_config=cache_config,
             prefix=f"{prefix}.attn",
         )
         self.q_size = self.qkv_proj.num_heads * config.head_dim
@@ -98,6 +108,25 @@ class AdapterLayer(nn.Module):
         self.o_proj.weight_loader(self.o_proj.weight, weights["layers.0.self_attn.o_proj.weight"])
 
 
+def window_at(target: nn.Module, exit_layer: int) -> int | None:
+    """The sliding window of an adapter's attention: None where the target has a layer that attends to everything.
+
+    Where it has none, that of the layers about the exit. A layer of another kind than all of the target's would make
+    vLLM divide the KV cache into a group for each layer.
+    """
+    layers = [module for module in target.modules() if isinstance(module, Attention)]
+    if not layers or any(layer.sliding_window is None for layer in layers):
+        return None
+    # The last layer below the exit, rather than the first above it.
+    nearest = min(layers, key=lambda layer: abs(_number(layer) - exit_layer + 0.75))
+    window: int = nearest.sliding_window
+    return window
+
+
+def _number(layer: Attention) -> int:
+    return int(extract_layer_index(layer.layer_name))
+
+
 class KangarooHead(ExitHead):
     """One :class:`AdapterLayer` before the target's LM head: ``model_type`` ``kangaroo_adapter``.
 
@@ -106,14 +135,11 @@ class KangarooHead(ExitHead):
     """
 
     def __init__(
-        self,
-        target: nn.Module,
-        config: AdapterConfig,
-        vllm_config: VllmConfig,
-        layer_index: int,
+        self, cut: Cut, config: AdapterConfig, vllm_config: VllmConfig, layer_index: int
     ) -> None:
-        super().__init__(target, vllm_config)
-        self.adapter = AdapterLayer(config, vllm_config, layer_index)
+        super().__init__(cut, vllm_config)
+        window = window_at(cut.target, config.exit_layer)
+        self.adapter = AdapterLayer(config, vllm_config, layer_index, window)
 
     def load(self, directory: Path) -> None:
         """See :meth:`ExitHead.load`."""
@@ -123,11 +149,11 @@ class KangarooHead(ExitHead):
         """See :meth:`ExitHead.attention_layers`."""
         return (self.adapter.attn.layer_name,)
 
-    def absorb(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def absorb(self, positions: Tensor, state: State) -> Tensor:
         """See :meth:`ExitHead.absorb`."""
         return self.adapter.absorb(positions, residual_stream(state))
 
-    def hidden(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def hidden(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
         """See :meth:`ExitHead.hidden`."""
         found: Tensor = self.adapter(positions, residual_stream(state))
         return found

@@ -19,24 +19,32 @@ from torch import Tensor
 from vllm.forward_context import ForwardContext, get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_kangaroo.integration.passes.runner_view import KVGroup, RunnerView
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 
 
 class PagedAttention:
-    """Serves the ladder's passes from the block tables of a V1 model runner."""
+    """Serves the ladder's passes from a runner's block tables."""
 
-    def __init__(self, runner: Any, lower_layers: Collection[str]) -> None:
-        """Serve the passes of ``runner``; ``lower_layers`` name the attention layers below the last tier."""
-        self.runner = runner
+    def __init__(self, view: RunnerView, lower_layers: Collection[str]) -> None:
+        """Serve the passes of a runner; ``lower_layers`` name the attention layers below the last tier."""
+        self.view = view
         self.lower_layers = lower_layers
-        self.device: torch.device = runner.device
-        self.counting = torch.arange(runner.max_num_reqs + 1, dtype=torch.int32)
+        self.device = view.device
+        self.counting = torch.arange(view.max_requests + 1, dtype=torch.int32)
+        self.fresh = all(group.fresh for group in view.kv_groups)
         self._scheduled: tuple[Spans, Tensor] | None = None
+        self._overwritten = False
+
+    @property
+    def joins(self) -> bool:
+        """Whether :meth:`joined` can be served: it needs metadata of two passes at once."""
+        return self.fresh
 
     @contextmanager
     def scheduled(self, spans: Spans, positions: Tensor) -> Iterator[None]:
         """Within the context, a pass over exactly ``spans`` uses the metadata vLLM has already built."""
-        self._scheduled = (spans, positions)
+        self._scheduled, self._overwritten = (spans, positions), False
         try:
             yield
         finally:
@@ -45,15 +53,17 @@ class PagedAttention:
     @contextmanager
     def drafting(self) -> Iterator[None]:
         """Passes outside vLLM's own forward context run within this one, entered once for all of a round."""
-        with set_forward_context({}, self.runner.vllm_config, num_tokens=0, slot_mapping={}):
+        with set_forward_context({}, self.view.vllm_config, num_tokens=0, slot_mapping={}):
             yield
 
     @contextmanager
     def over(self, spans: Spans) -> Iterator[Tensor]:
-        """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
-        if self._scheduled is not None and spans.same(self._scheduled[0]):
+        """See :class:`vllm_kangaroo.ladder.interfaces.Attention`."""
+        if self._scheduled is not None and spans.same(self._scheduled[0]) and not self._overwritten:
             yield self._scheduled[1]
             return
+        # Builders that plan into shared buffers take what vLLM has built for the step with them.
+        self._overwritten = not self.fresh
         flat = spans.positions()
         of_token = np.repeat(spans.rows, spans.lengths)
         positions = self.to_device(flat)
@@ -68,13 +78,12 @@ class PagedAttention:
         )
         metadata: dict[str, Any] = {}
         slot_mapping: dict[str, Tensor] = {}
-        for gid, group in enumerate(self.runner.kv_cache_config.kv_cache_groups):
-            table = self.runner.input_batch.block_table[gid]
-            block, offset = np.divmod(flat, table.block_size)
-            slots = table.block_table.np[of_token, block].astype(np.int64) * table.block_size
-            common.block_table_tensor = self.rows_of(table.block_table.gpu, spans.rows)
+        for group in self.view.kv_groups:
+            block, offset = np.divmod(flat, group.block_size)
+            slots = group.host_blocks[of_token, block].astype(np.int64) * group.block_size
+            common.block_table_tensor = self.rows_of(group.device_blocks, spans.rows)
             common.slot_mapping = self.to_device(slots + offset)
-            self.build(gid, common, metadata)
+            metadata.update(group.build(common))
             slot_mapping.update(dict.fromkeys(group.layer_names, common.slot_mapping))
         context = get_forward_context()
         outer = context.attn_metadata, context.slot_mapping
@@ -86,8 +95,8 @@ class PagedAttention:
 
     @contextmanager
     def joined(self, tail: Spans, spans: Spans) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`vllm_kangaroo.ladder.ladder.Attention`."""
-        assert self._scheduled is not None and spans.same(self._scheduled[0])
+        """See :class:`vllm_kangaroo.ladder.interfaces.Attention`."""
+        assert self.joins and self._scheduled is not None and spans.same(self._scheduled[0])
         context = get_forward_context()
         metadata, slot_mapping = cast(Any, context.attn_metadata), cast(Any, context.slot_mapping)
         with self.over(tail) as positions:
@@ -142,12 +151,6 @@ class PagedAttention:
             causal=True,
         )
 
-    def build(self, gid: int, common: CommonAttentionMetadata, into: dict[str, Any]) -> None:
-        """Build the metadata of KV cache group ``gid`` from ``common`` for each of its layers."""
-        for attention_group in self.runner.attn_groups[gid]:
-            built = attention_group.build_metadata(common)
-            into.update(dict.fromkeys(attention_group.layer_names, built))
-
 
 class DraftChain:
     """One-token passes of the same requests, one position further each step.
@@ -166,7 +169,6 @@ class DraftChain:
     ) -> None:
         self._attention = attention
         self._context = context
-        runner = attention.runner
         count = len(rows)
         positions = starts + np.arange(steps)[:, None]  # [steps, requests]
         lengths = (positions + 1).astype(np.int32)
@@ -176,20 +178,13 @@ class DraftChain:
         on_cpu = attention.device.type == "cpu"
         self._lengths = self._host_lengths if on_cpu else attention.to_device(lengths).unbind()
         self._groups: list[_ChainGroup] = []
-        for gid, group in enumerate(runner.kv_cache_config.kv_cache_groups):
-            table = runner.input_batch.block_table[gid]
-            block, offset = np.divmod(positions, table.block_size)
+        for group in attention.view.kv_groups:
+            block, offset = np.divmod(positions, group.block_size)
             # A request near the model's length limit leaves the chain before it gets past its last block.
-            block = np.minimum(block, table.block_table.np.shape[1] - 1)
-            slots = table.block_table.np[rows, block].astype(np.int64) * table.block_size + offset
-            self._groups.append(
-                _ChainGroup(
-                    gid,
-                    group.layer_names,
-                    attention.rows_of(table.block_table.gpu, rows),
-                    attention.to_device(slots).unbind(),
-                )
-            )
+            block = np.minimum(block, group.host_blocks.shape[1] - 1)
+            slots = group.host_blocks[rows, block].astype(np.int64) * group.block_size + offset
+            blocks = attention.rows_of(group.device_blocks, rows)
+            self._groups.append(_ChainGroup(group, blocks, attention.to_device(slots).unbind()))
         self._common = attention.common(
             attention.counting[: count + 1], self._host_lengths[0], self._lengths[0], count, 1
         )
@@ -206,8 +201,8 @@ class DraftChain:
         slot_mapping: dict[str, Tensor] = {}
         for group in self._groups:
             common.block_table_tensor, common.slot_mapping = group.blocks, group.slots[step]
-            self._attention.build(group.gid, common, metadata)
-            slot_mapping.update(dict.fromkeys(group.layer_names, common.slot_mapping))
+            metadata.update(group.of.build(common))
+            slot_mapping.update(dict.fromkeys(group.of.layer_names, common.slot_mapping))
         self._context.attn_metadata = metadata
         self._context.slot_mapping = slot_mapping
 
@@ -240,7 +235,6 @@ class DraftChain:
 class _ChainGroup:
     """A KV cache group's share of a chain: ``blocks [requests, n]``, ``slots`` ``[requests]`` per step."""
 
-    gid: int
-    layer_names: list[str]
+    of: KVGroup
     blocks: Tensor
     slots: Sequence[Tensor]

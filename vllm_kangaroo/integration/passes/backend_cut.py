@@ -31,9 +31,7 @@ def _skip(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> 
 def skipped(module: nn.Module) -> nn.Module:
     """A copy of ``module`` with all its attributes, which models may read, that hands on its input."""
     twin = copy.copy(module)
-    twin.__class__ = type(
-        f"Skipped{type(module).__name__}", (type(module),), {"forward": _skip}
-    )
+    twin.__class__ = type(f"Skipped{type(module).__name__}", (type(module),), {"forward": _skip})
     return twin
 
 
@@ -57,24 +55,32 @@ class BackendCut(Cut):
     """A model of the Transformers backend.
 
     Raises:
-        OptionError: if its class names no list of layers, without which vLLM does not cut it either.
+        OptionError: if it has not one list of layers, without which vLLM does not cut it either.
     """
 
     def __init__(self, target: nn.Module, vllm_config: VllmConfig) -> None:
         model: Any = target.model
-        names = list(getattr(model, "_pp_plan", None) or {})
-        lists = [name for name in names if isinstance(model.get_submodule(name), nn.ModuleList)]
+        decoder: Any = model
+        names = list(model._pp_plan or {})
+        if not names:  # as vLLM's own pipelines of such models
+            decoder = model.get_decoder()
+            children = decoder.named_children()
+            names = [name for name, each in children if next(each.parameters(), None) is not None]
+        lists = [name for name in names if isinstance(decoder.get_submodule(name), nn.ModuleList)]
         if len(lists) != 1:
             raise refusal(
-                target, f"Transformers' {type(model).__name__} has no plan for a pipeline"
+                target,
+                f"Transformers' {type(model).__name__} has {len(lists)} lists of layers and not one",
             )
-        self._layers = lists[0]
-        self._after = names[names.index(self._layers) + 1 :]
-        super().__init__(target, getattr(model, "norm", None), None)
+        inner = next(name for name, module in model.named_modules() if module is decoder)
+        prefix = f"model.{inner}." if inner else "model."
+        self._layers = prefix + lists[0]
+        self._after = [prefix + name for name in names[names.index(lists[0]) + 1 :]]
+        super().__init__(target, getattr(decoder, "norm", None), None)
 
     def range(self, start: int, end: int, *, last: bool = False) -> BackendRange:
         """See :meth:`Cut.range`."""
-        path, _, name = f"model.{self._layers}".rpartition(".")
+        path, _, name = self._layers.rpartition(".")
         part, parent = copied_path(self.target, path.split("."))
         layers = parent.get_submodule(name)
         parts: dict[str, nn.Module] = {
@@ -86,7 +92,7 @@ class BackendCut(Cut):
         parent._modules = {**parent._modules, **parts}
         if not last:
             for after in self._after:
-                holder, _, leaf = f"model.{after}".rpartition(".")
+                holder, _, leaf = after.rpartition(".")
                 module = part.get_submodule(holder)
                 module._modules = {**module._modules, leaf: skipped(module.get_submodule(leaf))}
         group: Any = part.pp_group

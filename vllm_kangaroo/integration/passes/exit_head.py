@@ -6,14 +6,13 @@ A new kind subclasses :class:`ExitHead` in a file of its own and is entered in
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
+from vllm_kangaroo.integration.passes.cutting import Cut, LayerRange
 from vllm_kangaroo.ladder.store import State
 
 
@@ -22,24 +21,18 @@ class ExitHead(nn.Module):
 
     ``positions`` are ``[tokens]``, parts of a state ``[tokens, N]``. ``memory`` is ``[tokens, M]``, of which the head
     reads its :attr:`memory_columns`; None where no head of the engine takes any.
-
-    Args:
-        target: the loaded model, of whose LM head the exit makes use.
     """
 
     memory_width: int = 0
-    """Columns of :meth:`remember`'s result, which passes take as one more input, a row per token; 0 if none is needed.
-
-    Positions of a drafting round get the row of their request's last verified position; positions that no
-    verification precedes (those of a prompt) get zeros.
-    """
+    """Columns of :meth:`remember`'s result, which passes with logits take as one more input; 0 if none is needed."""
     memory_columns: slice = slice(0, 0)
     """Where they stand in a row, in which the heads of all exits lie side by side."""
 
-    def __init__(self, target: nn.Module, vllm_config: VllmConfig) -> None:
+    def __init__(self, cut: Cut, vllm_config: VllmConfig) -> None:
         super().__init__()
-        # A bound method, so that the target does not become a submodule of ours.
-        self._compute_logits = cast(Callable[[Tensor], Tensor], target.compute_logits)
+        self._logits = (
+            cut.logits
+        )  # a bound method, so that the target does not become a submodule of ours
         self.vocabulary: Tensor | None = None
         """Token ids ``[R]`` int64 behind the columns of :meth:`forward`'s logits; None if they are all of the V."""
         self.vocab_size: int = vllm_config.model_config.get_vocab_size()
@@ -53,14 +46,14 @@ class ExitHead(nn.Module):
         return ()
 
     def remember(self, hidden_states: Tensor) -> Tensor:
-        """What draft positions are to know of a verified position: the target's final states ``[requests, N]`` ->
-        ``[requests, memory_width]``. Computed once a round, and only if there is a width.
+        """What a round's drafts are to know of the position verified last.
+
+        The target's final states ``[requests, N]`` -> ``[requests, memory_width]``. Computed once a round, and only if
+        there is a width.
         """
         raise NotImplementedError
 
-    def absorb(
-        self, positions: Tensor, state: State, memory: Tensor | None = None
-    ) -> Tensor | None:
+    def absorb(self, positions: Tensor, state: State) -> Tensor | None:
         """Keep what later positions attend to of positions that need no logits.
 
         Returns:
@@ -68,27 +61,30 @@ class ExitHead(nn.Module):
         """
         return None
 
-    def hidden(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
-        """What the LM head takes, ``[tokens, N]``. Leaves the state as it is: the tier above has yet to read it."""
+    def hidden(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
+        """What the target's decoder would hand on, ``[tokens, N]``.
+
+        Keeps what :meth:`absorb` keeps. Leaves the state as it is: the tier above has yet to read it.
+        """
         raise NotImplementedError
 
-    def forward(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def forward(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
         """Logits ``[tokens, R]`` of the tokens in :attr:`vocabulary`."""
-        return self._compute_logits(self.hidden(positions, state, memory))
+        return self._logits(self.hidden(positions, state, memory))
 
-    def argmax(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def argmax(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
         """Ids of the likeliest tokens, int64 ``[tokens]``."""
         return self._token_ids(self(positions, state, memory).argmax(dim=-1))
 
     def draft(
-        self, positions: Tensor, state: State, memory: Tensor | None = None
+        self, positions: Tensor, state: State, memory: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Ids of the likeliest tokens, int32 ``[tokens]``, and their probabilities in float32."""
         logits = self(positions, state, memory).float()
-        top, place = logits.max(dim=-1)
-        return self._token_ids(place).to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
+        top, column = logits.max(dim=-1)
+        return self._token_ids(column).to(torch.int32), (top - logits.logsumexp(dim=-1)).exp()
 
-    def logits(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def logits(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
         """Float32 logits of the whole vocabulary, ``[tokens, V]``: minus infinity where the head has no row."""
         found = self(positions, state, memory).float()
         if self.vocabulary is None:
@@ -96,22 +92,22 @@ class ExitHead(nn.Module):
         whole = found.new_full((len(found), self.vocab_size), float("-inf"))
         return whole.index_copy_(1, self.vocabulary, found)
 
-    def _token_ids(self, places: Tensor) -> Tensor:
-        return places if self.vocabulary is None else self.vocabulary[places]
+    def _token_ids(self, columns: Tensor) -> Tensor:
+        return columns if self.vocabulary is None else self.vocabulary[columns]
 
 
 class BareHead(ExitHead):
     """The target's own final norm and LM head.
 
     Args:
-        norm: the last stage of the target without a layer.
+        norm: the last range of the target, without a layer.
     """
 
-    def __init__(self, target: nn.Module, vllm_config: VllmConfig, norm: nn.Module) -> None:
-        super().__init__(target, vllm_config)
+    def __init__(self, cut: Cut, vllm_config: VllmConfig, norm: LayerRange) -> None:
+        super().__init__(cut, vllm_config)
         self.norm = norm
 
-    def hidden(self, positions: Tensor, state: State, memory: Tensor | None = None) -> Tensor:
+    def hidden(self, positions: Tensor, state: State, memory: Tensor | None) -> Tensor:
         """See :meth:`ExitHead.hidden`."""
         # The norm may work in place, and the states are kept for the tier above.
         normed: Tensor = self.norm(None, positions, tuple(part.clone() for part in state))

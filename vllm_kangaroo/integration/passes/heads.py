@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.utils.torch_utils import set_default_torch_dtype
@@ -13,13 +12,14 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm_kangaroo.adapters.checkpoint import norm_fingerprint
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.integration.passes.adapter import KangarooHead
+from vllm_kangaroo.integration.passes.cutting import Cut
 from vllm_kangaroo.integration.passes.exit_head import ExitHead
 from vllm_kangaroo.options import OptionError
 
-ADAPTER_HEADS: dict[str, Callable[[nn.Module, AdapterConfig, VllmConfig, int], ExitHead]] = {
+ADAPTER_HEADS: dict[str, Callable[[Cut, AdapterConfig, VllmConfig, int], ExitHead]] = {
     "kangaroo_adapter": KangarooHead,
 }
-"""By ``model_type`` of the adapter's config; called with the target, that config, vLLM's, and :func:`load_head`'s number."""
+"""By ``model_type`` of the adapter's config; called with the cut target, that config, vLLM's, and :func:`load_head`'s number."""
 
 
 def load_head(
@@ -27,24 +27,28 @@ def load_head(
     directory: Path,
     vllm_config: VllmConfig,
     layer_index: int,
-    target: nn.Module,
-    decoder: nn.Module,
+    cut: Cut,
 ) -> ExitHead:
     """Make the head that an adapter checkpoint describes, and load its weights.
 
     Args:
         key: of ``speculative_config``, under which the user named the checkpoint.
         layer_index: number of its first attention layer.
-        decoder: the part of the target whose layers are cut.
 
     Raises:
         OptionError: if the adapter was trained for other weights.
     """
     config = AdapterConfig.load(directory)
-    _refuse_foreign(key, directory, config, vllm_config, decoder)
+    if config.model_type not in ADAPTER_HEADS or config.draft_vocab_size is not None:
+        reduced = "" if config.draft_vocab_size is None else " with a draft_vocab_size"
+        raise OptionError(
+            f"speculative_config[{key!r}]={str(directory)!r} is a {config.model_type}{reduced}, which is not served yet: "
+            f"use an adapter of model_type {' or '.join(ADAPTER_HEADS)} without a draft_vocab_size."
+        )
+    _refuse_foreign(key, directory, config, vllm_config, cut)
     model_config = vllm_config.model_config
     with set_default_torch_dtype(model_config.dtype), vllm_config.device_config.device:
-        head = ADAPTER_HEADS[config.model_type](target, config, vllm_config, layer_index)
+        head = ADAPTER_HEADS[config.model_type](cut, config, vllm_config, layer_index)
     head.load(directory)
     for module in head.modules():
         if (quant_method := getattr(module, "quant_method", None)) is not None:
@@ -55,12 +59,12 @@ def load_head(
 
 
 def _refuse_foreign(
-    key: str, directory: Path, config: AdapterConfig, vllm_config: VllmConfig, decoder: nn.Module
+    key: str, directory: Path, config: AdapterConfig, vllm_config: VllmConfig, cut: Cut
 ) -> None:
-    norm = getattr(decoder, "norm", None)
-    if config.target.norm_fingerprint is None or norm is None:
+    weight = getattr(cut.norm, "weight", None)
+    if config.target.norm_fingerprint is None or weight is None:
         return
-    ours = norm_fingerprint(norm.weight.data)
+    ours = norm_fingerprint(weight.data)
     if ours != config.target.norm_fingerprint:
         raise OptionError(
             f"speculative_config[{key!r}]={str(directory)!r} was trained for {config.target.name_or_path} "

@@ -1,19 +1,19 @@
 """The passes over a model's tiers, each of which is compiled as one graph.
 
 A pass takes flat tensors only. ``residual`` is None throughout where a model's layers hand on no residual, and
-``memory`` where no head takes one (see :class:`ExitHead`).
+``memory`` where no head takes one (see :class:`ExitHead`). Compiled code depends on which of them are None.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from vllm_kangaroo.integration.passes.cutting import LayerRange, state_of
+from vllm_kangaroo.integration.passes.cutting import Finish, LayerRange, state_of
 from vllm_kangaroo.integration.passes.exit_head import ExitHead
 from vllm_kangaroo.ladder.store import State
 
@@ -33,11 +33,9 @@ class BottomPass(Pass):
     tier: LayerRange
     head: ExitHead
 
-    def forward(
-        self, input_ids: Tensor, positions: Tensor, memory: Tensor | None
-    ) -> tuple[State, Tensor | None]:
+    def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[State, Tensor | None]:
         state = self.tier(input_ids, positions, None)
-        return state, self.head.absorb(positions, state, memory)
+        return state, self.head.absorb(positions, state)
 
 
 class MiddlePass(Pass):
@@ -47,23 +45,20 @@ class MiddlePass(Pass):
     head: ExitHead
 
     def forward(
-        self,
-        positions: Tensor,
-        hidden_states: Tensor,
-        residual: Tensor | None,
-        memory: Tensor | None,
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None
     ) -> tuple[State, Tensor | None]:
         state = self.tier(None, positions, state_of(hidden_states, residual))
-        return state, self.head.absorb(positions, state, memory)
+        return state, self.head.absorb(positions, state)
 
 
 class TopPass(Pass):
-    """The remaining layers and the final norm."""
+    """The remaining layers and the final norm: what the model itself would return."""
 
     tier: LayerRange
+    finished: Finish
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> Tensor:
-        return cast(Tensor, self.tier(None, positions, state_of(hidden_states, residual)))
+        return self.finished(self.tier(None, positions, state_of(hidden_states, residual)))
 
 
 class JoinedPass(Pass):
@@ -76,6 +71,7 @@ class JoinedPass(Pass):
     lower: nn.ModuleList
     heads: Sequence[ExitHead]
     top: LayerRange
+    finished: Finish
 
     def forward(
         self,
@@ -85,13 +81,12 @@ class JoinedPass(Pass):
         order: Tensor,
         hidden_states: Tensor,
         residual: Tensor | None,
-        memory: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         absorbed = []
         state: State | None = None
         for at, tier in enumerate(self.lower):
             state = tier(input_ids if at == 0 else None, tail_positions, state)
-            written = self.heads[at].absorb(tail_positions, state, memory)
+            written = self.heads[at].absorb(tail_positions, state)
             if written is not None:
                 absorbed.append(written)
         assert state is not None
@@ -99,7 +94,7 @@ class JoinedPass(Pass):
         joined = tuple(
             torch.cat(parts).index_select(0, order) for parts in zip(kept, state, strict=True)
         )
-        return cast(Tensor, self.top(None, positions, joined)), absorbed
+        return self.finished(self.top(None, positions, joined)), absorbed
 
 
 class DraftingPass(Pass):

@@ -143,7 +143,11 @@ class PipelineCut(Cut):
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 call = Call.recorded(
-                    args, kwargs, input_ids=input_ids, positions=positions, intermediate_tensors=below
+                    args,
+                    kwargs,
+                    input_ids=input_ids,
+                    positions=positions,
+                    intermediate_tensors=below,
                 )
                 out = original(*args, **kwargs)
                 heard[depth] = (call, out)

@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
+from vllm_kangaroo.integration.runner_v1.view import V1RunnerView
 from vllm_kangaroo.integration.sampling import greedy, token_logprobs
 from vllm_kangaroo.integration.sampling.partial_prompts import generators_aside
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
@@ -98,7 +99,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         newest = batch.num_tokens_no_spec[sampled].astype(np.int64) - 1
         slots = ladder.slots([batch.req_ids[row] for row in sampled])
         ladder.rewind(slots, newest)
-        ladder.at_rest(slots, newest)
+        resting = ladder.settle(slots, newest)
         limits = np.empty(len(sampled), dtype=np.int64)
         stop_ids = []
         for at, row in enumerate(sampled):
@@ -108,7 +109,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             limits[at] = self._draft_limit(int(newest[at]), int(row), params)
             if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
                 limits[at] = 0
-        which = np.flatnonzero(limits > 0)
+        which = np.flatnonzero((limits > 0) & resting)
         if not len(which):
             return drafts
         rows = sampled[which]
@@ -119,26 +120,29 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             token_ids=[sampled_token_ids[row][-1] for row in rows],
             limits=limits[which],
             stop_ids=[stop_ids[at] for at in which],
+            memory=self.drafter.memory(rows, newest[which]),
         )
-        drawn = self.drafter.draft(drafters, self._draft_sampling(rows))
-        for row, token_ids in zip(rows, drawn, strict=True):
+        drafted = self.drafter.draft(drafters, self._draft_sampling(rows))
+        for row, token_ids in zip(rows, drafted, strict=True):
             drafts[row] = token_ids
         return drafts
 
     def _draft_sampling(self, rows: IntArray) -> RequestSampling | None:
-        """How to draw drafts for the requests in ``rows``; None if each gets the likeliest."""
+        """How to sample drafts for the requests in ``rows``; None if each gets the likeliest."""
         batch = self.input_batch
         metadata = batch.sampling_metadata
         if self.drafter.plan.draft_sample_method == "greedy" or metadata.all_greedy:
             return None
-        # vLLM cuts drafts that a grammar forbids: drafts drawn by chance would then be cut by what they are, which
-        # would bias what is sampled in their place.
+        # vLLM cuts drafts that a grammar forbids: sampled drafts would then be cut by what they are, which would bias
+        # what is sampled in their place.
         params = [self.requests[batch.req_ids[row]].sampling_params for row in rows]
-        certain = [one is None or one.structured_outputs is not None for one in params]
-        sampling = RequestSampling(metadata, rows, certain)
-        return None if sampling.all_certain else sampling
+        forced = [one is None or one.structured_outputs is not None for one in params]
+        sampling = RequestSampling(metadata, rows, forced)
+        return None if sampling.all_deterministic else sampling
 
     def _get_spec_decode_draft_probs(self, spec_decode_metadata: Any) -> Tensor | None:
+        if self.drafter.distributions is None:
+            return None
         return self.drafter.distributions.of(
             self.input_batch.req_ids,
             spec_decode_metadata.num_draft_tokens,
@@ -163,11 +167,9 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         gone = scheduler_output.preempted_req_ids or set()
         for request_id in gone | scheduler_output.scheduled_cached_reqs.resumed_req_ids:
-            self.drafter.ladder.forget(request_id)
-            self.drafter.distributions.drop(request_id)
+            self.drafter.forget(request_id)
         for request_id in scheduler_output.finished_req_ids:
-            self.drafter.ladder.close(request_id)
-            self.drafter.distributions.drop(request_id)
+            self.drafter.close(request_id)
         return super()._update_states(scheduler_output)
 
     def early_exit_counters(self) -> dict[str, Any]:
@@ -179,7 +181,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)
-        self.drafter.attach(self)
+        self.drafter.attach(V1RunnerView(self))
 
 
 class EarlyExitCPUModelRunner(EarlyExitRunnerMixin, CPUModelRunner):

@@ -1,4 +1,4 @@
-"""Requests' own sampling parameters and generators, for drafts that are drawn."""
+"""Requests' own sampling parameters and generators, for sampled drafting."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ class RequestSampling:
     Args:
         metadata: of the whole batch.
         rows: the drafting requests' rows in it.
-        certain: per request, whether its drafts are to be the likeliest tokens although it samples.
+        force_argmax: per request, whether its drafts are to be the likeliest tokens although it samples.
     """
 
-    def __init__(self, metadata: SamplingMetadata, rows: IntArray, certain: Sequence[bool]) -> None:
+    def __init__(
+        self, metadata: SamplingMetadata, rows: IntArray, force_argmax: Sequence[bool]
+    ) -> None:
         assert metadata.temperature is not None
         self._metadata = metadata
         self._rows = rows
-        self._certain = list(certain)
+        self._force_argmax = list(force_argmax)
         index = torch.from_numpy(rows).to(metadata.temperature.device)
-        skips = torch.tensor(self._certain, device=index.device)
+        forced = torch.tensor(self._force_argmax, device=index.device)
         temperature = metadata.temperature.index_select(0, index)
-        self._greedy = (temperature == 0) | skips
+        self._greedy = (temperature == 0) | forced
         self._temperature = torch.where(self._greedy, 1.0, temperature)[:, None]
         self._top_k = None if metadata.top_k is None else metadata.top_k.index_select(0, index)
         self._top_p = None if metadata.top_p is None else metadata.top_p.index_select(0, index)
-        self.all_certain = bool(self._greedy.all())
-        """Whether nothing is left to chance."""
+        self.all_deterministic = bool(self._greedy.all())
+        """Whether every request's drafts are the likeliest tokens."""
         self._generators = [metadata.generators.get(int(row)) for row in rows]
 
     def probabilities(self, logits: Tensor, who: Sequence[int]) -> Tensor:
@@ -43,13 +45,13 @@ class RequestSampling:
         tempered = logits / self._temperature.index_select(0, index)
         top_k = None if self._top_k is None else self._top_k.index_select(0, index)
         top_p = None if self._top_p is None else self._top_p.index_select(0, index)
-        chances = apply_top_k_top_p(tempered, top_k, top_p).softmax(dim=-1, dtype=torch.float32)
+        found = apply_top_k_top_p(tempered, top_k, top_p).softmax(dim=-1, dtype=torch.float32)
         greedy = self._greedy.index_select(0, index)
         if greedy.any():
-            chances[greedy] = torch.zeros_like(chances[greedy]).scatter_(
+            found[greedy] = torch.zeros_like(found[greedy]).scatter_(
                 1, logits[greedy].argmax(dim=-1, keepdim=True), 1.0
             )
-        return chances
+        return found
 
     def exponential(self, who: Sequence[int], like: Tensor) -> Tensor:
         """Of each request's generator, if it has a seed."""
@@ -70,5 +72,5 @@ class RequestSampling:
 
     def pick(self, which: Sequence[int]) -> RequestSampling:
         """For some of the requests, in that order."""
-        certain = [self._certain[one] for one in which]
-        return RequestSampling(self._metadata, self._rows[list(which)], certain)
+        forced = [self._force_argmax[one] for one in which]
+        return RequestSampling(self._metadata, self._rows[list(which)], forced)
