@@ -91,8 +91,13 @@ def make_model(name: str, folder: Path, *, spread: float = 0.12, **changes: Any)
     return str(folder)
 
 
-def make_adapter(model: str, exit_layer: int, folder: Path, *, spread: float = 0.05) -> str:
-    """Save an adapter that starts as the target's own final norm, its attention being random; returns its path."""
+def make_adapter(
+    model: str, exit_layer: int, folder: Path, *, spread: float = 0.05, **kind: Any
+) -> str:
+    """Save an adapter that starts as the target's own final norm, the rest being random; returns its path.
+
+    ``kind`` are keys of its config; a reduced vocabulary leaves out every third token.
+    """
     from transformers import AutoModelForCausalLM
 
     target = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -116,6 +121,7 @@ def make_adapter(model: str, exit_layer: int, folder: Path, *, spread: float = 0
             num_hidden_layers=shape.num_hidden_layers,
             norm_fingerprint=norm_fingerprint(norm),
         ),
+        **kind,
     )
     adapter = KangarooAdapter(config)
     with torch.no_grad():
@@ -124,5 +130,25 @@ def make_adapter(model: str, exit_layer: int, folder: Path, *, spread: float = 0
         # Gemma's norm multiplies by one more than its weight.
         adapter.norm.weight.copy_(norm + 1.0 if shape.model_type.startswith("gemma") else norm)
         adapter.layers[0].input_layernorm.weight.fill_(1.0)
+        if config.kind.feed_forward:
+            adapter.layers[0].post_attention_layernorm.weight.fill_(1.0)
+        if adapter.memory is not None:
+            adapter.memory.proj.weight.normal_(0.0, spread)
+        if adapter.draft_vocab is not None:
+            kept = [token for token in range(shape.vocab_size) if token % 3]
+            adapter.draft_vocab.copy_(torch.tensor(kept[: len(adapter.draft_vocab)]))
     save_adapter(adapter, config, folder)
     return str(folder)
+
+
+def make_memory_adapter(model: str, exit_layer: int, folder: Path, **changes: Any) -> str:
+    """Save an adapter with a feed-forward part, a memory and two thirds of the vocabulary; returns its path."""
+    from transformers import AutoConfig
+
+    size = AutoConfig.from_pretrained(model).vocab_size
+    kind = {
+        "model_type": "kangaroo_memory_adapter",
+        "intermediate_size": 80,
+        "draft_vocab_size": size - -(-size // 3),
+    }
+    return make_adapter(model, exit_layer, folder, **kind | changes)

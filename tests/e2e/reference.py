@@ -56,12 +56,26 @@ class Reference:
         return self.cut(torch.tensor([list(token_ids)])).last_hidden_state[0]
 
     @torch.inference_mode()
-    def exit_logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Logits of the exit head, ``[tokens, V]``."""
+    def exit_logits(self, token_ids: Sequence[int], committed: int | None = None) -> Tensor:
+        """Logits of the exit head, ``[tokens, V]``; minus infinity outside of a reduced vocabulary.
+
+        Args:
+            committed: how many tokens were there when the round began, of which the last has not been verified: an
+                adapter with a memory remembers the one before it.
+        """
         states = self.exit_states(token_ids)
         if self.adapter is None:
             return self._head(self.model.model.norm(states))
-        return self._head(self.adapter(states[None])[0])
+        memory = None
+        if self.adapter.memory is not None:
+            assert committed is not None
+            last = self.final_states(token_ids[: committed - 1])[-1]
+            memory = last.expand(1, len(states), -1)
+        logits = self._head(self.adapter(states[None], memory=memory)[0])
+        vocab = self.adapter.draft_vocab
+        if vocab is None:
+            return logits
+        return torch.full_like(logits, float("-inf")).index_copy_(1, vocab, logits[:, vocab])
 
     @torch.inference_mode()
     def final_states(self, token_ids: Sequence[int]) -> Tensor:
@@ -126,7 +140,8 @@ def check_rounds(rounds: Sequence[Round], reference: Reference, threshold: float
     for each in rounds:
         count = len(each.drafts)
         assert 1 <= count <= each.limit
-        logits = reference.exit_logits(each.tokens + each.drafts[:-1])[-count:].float()
+        logits = reference.exit_logits(each.tokens + each.drafts[:-1], len(each.tokens))
+        logits = logits[-count:].float()
         chosen = logits.gather(1, torch.tensor(each.drafts)[:, None])[:, 0]
         assert (logits.max(dim=1).values - chosen).max() < NEAR, "a draft is not the exit's choice"
         confidence = (chosen - logits.logsumexp(dim=1)).exp()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.e2e.checkpoints import make_memory_adapter
 from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, sampling, tokens_of
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
@@ -42,9 +43,17 @@ class Drafter:
         check_rounds(rounds, self.reference, threshold)
 
 
-@pytest.fixture(scope="module", params=["own head", "adapter"])
-def drafter(request: pytest.FixtureRequest, engines: Engines) -> Drafter:
-    return Drafter(engines, tiny_adapter() if request.param == "adapter" else None)
+@pytest.fixture(scope="module", params=["own head", "adapter", "memory"])
+def drafter(
+    request: pytest.FixtureRequest, engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> Drafter:
+    adapter = None
+    if request.param == "adapter":
+        adapter = tiny_adapter()
+    elif request.param == "memory":
+        folder = tmp_path_factory.mktemp("memory")
+        adapter = make_memory_adapter(tiny_model(), EXIT_LAYER, folder, spread=0.01)
+    return Drafter(engines, adapter)
 
 
 @pytest.fixture(scope="module")

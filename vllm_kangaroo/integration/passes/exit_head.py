@@ -41,6 +41,13 @@ class ExitHead(nn.Module):
         """Load the tensors of an adapter checkpoint; its config has been read, and its shapes checked, before."""
         raise NotImplementedError
 
+    def check(self, directory: Path) -> None:
+        """Try what the head takes for granted of the target, once its weights are loaded.
+
+        Raises:
+            OptionError: if the target is otherwise.
+        """
+
     def attention_layers(self) -> tuple[str, ...]:
         """Names under which the head keeps keys and values in the target's block tables."""
         return ()

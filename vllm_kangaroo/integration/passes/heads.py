@@ -18,6 +18,8 @@ from vllm_kangaroo.options import OptionError
 
 ADAPTER_HEADS: dict[str, Callable[[Cut, AdapterConfig, VllmConfig, int], ExitHead]] = {
     "kangaroo_adapter": KangarooHead,
+    "kangaroo_ffn_adapter": KangarooHead,
+    "kangaroo_memory_adapter": KangarooHead,
 }
 """By ``model_type`` of the adapter's config; called with the cut target, that config, vLLM's, and :func:`load_head`'s number."""
 
@@ -39,12 +41,6 @@ def load_head(
         OptionError: if the adapter was trained for other weights.
     """
     config = AdapterConfig.load(directory)
-    if config.model_type not in ADAPTER_HEADS or config.draft_vocab_size is not None:
-        reduced = "" if config.draft_vocab_size is None else " with a draft_vocab_size"
-        raise OptionError(
-            f"speculative_config[{key!r}]={str(directory)!r} is a {config.model_type}{reduced}, which is not served yet: "
-            f"use an adapter of model_type {' or '.join(ADAPTER_HEADS)} without a draft_vocab_size."
-        )
     _refuse_foreign(key, directory, config, vllm_config, cut)
     model_config = vllm_config.model_config
     with set_default_torch_dtype(model_config.dtype), vllm_config.device_config.device:
@@ -55,6 +51,7 @@ def load_head(
             quant_method.process_weights_after_loading(module)
         if isinstance(module, Attention):
             module.process_weights_after_loading(model_config.dtype)
+    head.check(directory)
     return head.eval()
 
 
