@@ -154,7 +154,7 @@ def test_requests_of_a_stream_say_their_lengths_if_they_are_to(engines: Engines)
     for hints, expected in ((True, {10, 12, 14}), (False, {None})):
         feed = Feed(engine.llm, Stream(requests, np.zeros(3)), f"hints-{hints}", hints=hints)
         feed.run(1e-9)  # one step
-        assert {policy.entry(name).facts.hint for name in policy.running} == expected
+        assert {policy.request(name).facts.hint for name in policy.running} == expected
         feed.run(float("inf"))
         assert engine.finish() == {}
 

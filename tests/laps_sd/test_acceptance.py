@@ -6,13 +6,13 @@ from math import inf
 
 import numpy as np
 
-from vllm_kangaroo.laps_sd.acceptance import Acceptance, AcceptancePrior
+from vllm_kangaroo.laps_sd.acceptance import AcceptanceEstimate, AcceptancePrior
 
 WINDOW, SIGMAS = 8, 4.0
 
 
-def filled(rates: list[float]) -> Acceptance:
-    found = Acceptance()
+def filled(rates: list[float]) -> AcceptanceEstimate:
+    found = AcceptanceEstimate()
     for rate in rates:
         found.add(rate, WINDOW, SIGMAS)
     return found
@@ -51,7 +51,7 @@ def test_rounds_told_together_have_the_same_mean_and_on_average_the_same_varianc
     rng = np.random.default_rng(2)
     variances = []
     for _ in range(400):
-        together = Acceptance()
+        together = AcceptanceEstimate()
         rounds: list[float] = []
         for size in (4, 1, 7, 3, 9):
             piece = rng.binomial(3, 0.6, size).astype(float)
@@ -64,7 +64,7 @@ def test_rounds_told_together_have_the_same_mean_and_on_average_the_same_varianc
 
 
 def test_one_piece_says_nothing_of_how_sure_it_is():
-    found = Acceptance()
+    found = AcceptanceEstimate()
     found.add(20.0, WINDOW, SIGMAS, 2 * WINDOW)
     assert found.half_width(AcceptancePrior(), WINDOW) == inf
 
@@ -84,7 +84,7 @@ def test_alike_requests_need_little_watching_and_unlike_ones_more():
         for prior, spread in ((alike, 0.01), (unlike, 0.25)):
             rates = np.clip(rng.normal(0.5, spread) + rng.normal(0, 0.2, 30), 0, 1)
             prior.learn(30, float(rates.mean()), float(rates.var(ddof=1)))
-    assert Acceptance().half_width(alike, WINDOW) < 0.1
-    assert Acceptance().half_width(unlike, WINDOW) > 0.3
+    assert AcceptanceEstimate().half_width(alike, WINDOW) < 0.1
+    assert AcceptanceEstimate().half_width(unlike, WINDOW) > 0.3
     assert alike.worth_rounds > 20 * unlike.worth_rounds
     assert filled([0.5, 0.6] * 20).half_width(unlike, WINDOW) < 0.1

@@ -44,9 +44,9 @@ def test_tells_short_answers_from_long_ones():
 
 def test_answers_empirically_until_it_has_seen_enough():
     found = taught(96)
-    laws = {id(found.predict(facts)) for facts, _ in stream(20, seed=1)}
-    assert len(laws) == 1
-    assert laws == {id(found.empirical.predict(stream(1, seed=1)[0][0]))}
+    found_alike = {id(found.predict(facts)) for facts, _ in stream(20, seed=1)}
+    assert len(found_alike) == 1
+    assert found_alike == {id(found.empirical.predict(stream(1, seed=1)[0][0]))}
 
 
 def test_goes_on_after_a_restart_where_it_was(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Length laws against brute force; hints that are wrong."""
+"""Distributions of lengths against brute force; hints that are wrong."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from vllm_kangaroo.laps_sd.lengths import (
     BINS,
     EDGES,
-    BinnedLaw,
     EmpiricalLengths,
     HintedLengths,
+    KnownLength,
+    LengthHistogram,
     OracleLengths,
-    PointLaw,
     RequestFacts,
     bin_of,
     read_hint,
@@ -33,7 +33,7 @@ def test_bins_hold_what_their_edges_say(tokens: int):
 
 @given(st.dictionaries(st.integers(0, 17), st.floats(0.01, 5.0), min_size=1), st.integers(0, 3000))
 def test_remaining_is_the_conditional_mean(weights: dict[int, float], done: int):
-    law = BinnedLaw([weights.get(at, 0.0) for at in range(BINS)])
+    length = LengthHistogram([weights.get(at, 0.0) for at in range(BINS)])
     mass = total = 0.0
     for at, weight in weights.items():
         values = np.arange(EDGES[at], EDGES[at + 1])
@@ -42,19 +42,19 @@ def test_remaining_is_the_conditional_mean(weights: dict[int, float], done: int)
         mass += share * len(values)
         total += share * float((values - done).sum())
     if mass > 1e-6:
-        assert np.isclose(law.remaining(done), total / mass)
+        assert np.isclose(length.remaining(done), total / mass)
     else:
-        assert law.remaining(done) > 0
-    assert law.remaining(done) > 0
+        assert length.remaining(done) > 0
+    assert length.remaining(done) > 0
 
 
 def test_a_claim_that_has_been_passed_is_void():
-    law = PointLaw(10)
-    assert [law.remaining(done) for done in (0, 9)] == [10, 1]
-    assert [law.remaining(done) for done in (10, 11, 500)] == [10, 11, 500]
+    length = KnownLength(10)
+    assert [length.remaining(done) for done in (0, 9)] == [10, 1]
+    assert [length.remaining(done) for done in (10, 11, 500)] == [10, 11, 500]
 
 
-def test_empirical_law_follows_what_finishes_and_forgets():
+def test_empirical_distribution_follows_what_finishes_and_forgets():
     found = EmpiricalLengths(memory=200)
     for _ in range(300):
         found.learn(FACTS, 20)

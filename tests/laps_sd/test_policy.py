@@ -36,10 +36,10 @@ def test_a_new_request_pre_empts_one_that_has_sunk():
     policy.add("old", facts(1000), 0.0)
     assert policy.select(1, 0.0) == ["old"]
     now = run(policy, "old", 6, 0.0)
-    assert policy.entry("old").queue == 1
+    assert policy.request("old").queue == 1
     policy.add("new", facts(1000), now)
     assert policy.select(1, now) == ["new"]
-    assert policy.tally.preemptions == 1
+    assert policy.stats.preemptions == 1
     assert policy.select(2, now) == ["new", "old"]
 
 
@@ -48,16 +48,16 @@ def test_perceptible_requests_stand_in_the_queue_of_their_remaining_time():
     policy.add("long", facts(1000), 0.0)
     policy.select(1, 0.0)
     now = run(policy, "long", 8, 0.0, drafts=4, accepted=2)
-    entry = policy.entry("long")
-    assert entry.perceptible
+    state = policy.request("long")
+    assert state.perceptible
     rounds_left = (1000 - 24) / 3
-    assert entry.remaining == pytest.approx(rounds_left * ROUND, rel=0.03)
-    assert entry.queue == 7
+    assert state.remaining == pytest.approx(rounds_left * ROUND, rel=0.03)
+    assert state.queue == 7
     policy.add("short", facts(30), now)
     policy.select(1, now)
     now = run(policy, "short", 8, now, drafts=4, accepted=2)
-    assert policy.entry("short").perceptible
-    assert policy.entry("short").queue == 0
+    assert policy.request("short").perceptible
+    assert policy.request("short").queue == 0
 
 
 def test_within_a_queue_arrival_order_then_remaining_time():
@@ -68,7 +68,7 @@ def test_within_a_queue_arrival_order_then_remaining_time():
     assert policy.select(3, 0.0) == ["a", "b", "c"]
     for name in "abc":
         run(policy, name, 4, 1.0, drafts=4, accepted=2)
-    assert all(policy.entry(name).perceptible for name in "abc")
+    assert all(policy.request(name).perceptible for name in "abc")
     assert policy.select(3, 2.0) == ["b", "c", "a"]
 
 
@@ -95,7 +95,7 @@ def test_a_host_that_tells_late_is_asked_before_a_request_stops():
     policy.add("b", facts(10), now)
     assert policy.select(1, now) == ["a"], "it was judged by what was known before"
     assert not late
-    assert policy.entry("a").remaining == pytest.approx(ROUND, rel=0.1)
+    assert policy.request("a").remaining == pytest.approx(ROUND, rel=0.1)
 
 
 def test_gap_keeps_a_request_running_for_a_small_gain():
@@ -158,9 +158,9 @@ def test_what_was_in_the_prefix_cache_is_not_still_to_do():
     policy.add("a", RequestFacts(prompt_tokens=100, max_tokens=9, true_tokens=5), 0.0)
     policy.select(1, 0.0)
     policy.report([Progress("a", 10)], ROUND, 0.1)
-    assert policy.entry("a").prompt_left == 90
+    assert policy.request("a").prompt_left == 90
     policy.report([Progress("a", 20, new_tokens=1)], ROUND, 0.2)
-    assert policy.entry("a").prompt_left == 0
+    assert policy.request("a").prompt_left == 0
 
 
 def test_service_is_shared_by_positions_and_adds_up():
@@ -169,8 +169,8 @@ def test_service_is_shared_by_positions_and_adds_up():
         policy.add(name, facts(10), 0.0)
     policy.select(2, 0.0)
     policy.report([Progress("a", 0, 1, 5, 3), Progress("b", 0, 1, 1, 1)], 0.8, 0.8)
-    assert policy.entry("a").attained == pytest.approx(0.6)
-    assert policy.entry("b").attained == pytest.approx(0.2)
+    assert policy.request("a").attained == pytest.approx(0.6)
+    assert policy.request("b").attained == pytest.approx(0.2)
 
 
 def test_estimates_meet_what_happens_when_nothing_is_uncertain():
@@ -183,9 +183,9 @@ def test_estimates_meet_what_happens_when_nothing_is_uncertain():
             now += ROUND
             policy.report([Progress(number, 0, 1, 4, 3)], ROUND, now)
         policy.remove(number, output_tokens=60)
-    for estimated, true in policy.tally.estimates:
+    for estimated, true in policy.stats.estimates:
         assert estimated == pytest.approx(true, rel=0.1)
-    assert len(policy.tally.estimates) == 5
+    assert len(policy.stats.estimates) == 5
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ class Host:
             self.now,
         )
         assert len(self.policy) == len(self.alive)
-        assert sum(map(sum, self.policy.tally.queued)) == len(self.alive)
-        assert all(count >= 0 for pair in self.policy.tally.queued for count in pair)
+        assert sum(map(sum, self.policy.stats.queued)) == len(self.alive)
+        assert all(count >= 0 for pair in self.policy.stats.queued for count in pair)
 
 
 @given(OPTIONS, st.integers(1, 5), EVENTS)
@@ -166,4 +166,4 @@ def test_nobody_waits_past_the_bound(
                     policy.remove(name, output_tokens=2)
                     del young[name], last_ran[name]
     assert served > 0, "the elders never ran"
-    assert policy.tally.starved > 0, "nobody was starved: the test shows nothing"
+    assert policy.stats.starved > 0, "nobody was starved: the test shows nothing"

@@ -47,25 +47,25 @@ class AcceptancePrior:
             self.worth_rounds = max(self.within, FLOOR) / self.between
 
 
-class Acceptance:
-    """Tokens a round of one request, by pieces: a round, or several told together.
+class AcceptanceEstimate:
+    """Tokens a round of one request, by reports: a round, or several told together.
 
-    The mean is that of all rounds, whatever the pieces. The variance between rounds is worked out from that between
-    pieces, which is as large on average and less certain the fewer they are.
+    The mean is that of all rounds, whatever the reports. The variance between rounds is worked out from that between
+    reports, which is as large on average and less certain the fewer they are.
     """
 
-    __slots__ = ("_block_n", "_block_pieces", "_block_sum", "_square", "_sum", "pieces", "rounds")
+    __slots__ = ("_block_n", "_block_reports", "_block_sum", "_square", "_sum", "reports", "rounds")
 
     def __init__(self) -> None:
         self.rounds = 0
         """Rounds since the mean last drifted, those of the block being filled left out."""
-        self.pieces = 0
+        self.reports = 0
         """In which these and those of the block came."""
         self._sum = 0.0
         self._square = 0.0
         self._block_n = 0
         self._block_sum = 0.0
-        self._block_pieces = 0
+        self._block_reports = 0
 
     def add(
         self, tokens: float, window: int, drift_sigmas: float, rounds: int = 1, least: float = FLOOR
@@ -78,8 +78,8 @@ class Acceptance:
             least: variance between rounds that the errors are worked out from, if the request's own is smaller.
         """
         self._square += tokens * tokens / rounds
-        self.pieces += 1
-        self._block_pieces += 1
+        self.reports += 1
+        self._block_reports += 1
         self._block_sum += tokens
         self._block_n += rounds
         if self._block_n >= window:
@@ -94,12 +94,12 @@ class Acceptance:
             drifted = abs(total / size - self._sum / self.rounds) > drift_sigmas * error
         if drifted:
             variance = self.variance
-            self.rounds, self._sum, self.pieces = size, total, self._block_pieces + 1
-            self._square = self._block_pieces * variance + total * total / size
+            self.rounds, self._sum, self.reports = size, total, self._block_reports + 1
+            self._square = self._block_reports * variance + total * total / size
         else:
             self.rounds += size
             self._sum += total
-        self._block_n, self._block_sum, self._block_pieces = 0, 0.0, 0
+        self._block_n, self._block_sum, self._block_reports = 0, 0.0, 0
 
     @property
     def seen(self) -> int:
@@ -114,10 +114,10 @@ class Acceptance:
     @property
     def variance(self) -> float:
         """Between those rounds, never negative."""
-        if self.pieces < 2:
+        if self.reports < 2:
             return 1.0
         total = self._sum + self._block_sum
-        return max(self._square - total * total / self.seen, 0.0) / (self.pieces - 1)
+        return max(self._square - total * total / self.seen, 0.0) / (self.reports - 1)
 
     def half_width(self, prior: AcceptancePrior, window: int) -> float:
         """Half the 95 % confidence interval of the mean; infinite while there is too little to say."""
@@ -129,7 +129,7 @@ class Acceptance:
         seen = self.rounds + self._block_n
         if prior.worth_rounds:
             return (prior.worth_rounds + seen) / max(prior.within, FLOOR)
-        if seen < window or self.pieces < 2:
+        if seen < window or self.reports < 2:
             return 0.0
         return seen / max(self.variance, FLOOR)
 

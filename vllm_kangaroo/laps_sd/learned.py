@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from vllm_kangaroo.laps_sd.lengths import (
     BINS,
-    BinnedLaw,
     EmpiricalLengths,
-    LengthLaw,
+    LengthDistribution,
+    LengthHistogram,
     RequestFacts,
     bin_of,
 )
@@ -29,7 +29,7 @@ class LearnedLengths:
     """A network with one small hidden layer from hashed prompt features to the bins of lengths.
 
     scikit-learn's ``MLPClassifier`` does the learning, a handful of finished requests at a time. Its probabilities are
-    mixed with the empirical law, which also answers alone until ``min_history`` requests have finished.
+    mixed with the empirical distribution, which also answers alone until ``min_history`` requests have finished.
 
     Args:
         min_history: finished requests before the classifier is asked.
@@ -43,7 +43,7 @@ class LearnedLengths:
     SAVE_EVERY = 512
     HIDDEN = 32
     MIX = 0.02
-    """Share of the empirical law: what the classifier rules out may still happen."""
+    """Share of the empirical distribution: what the classifier rules out may still happen."""
     FORMAT = 1
 
     def __init__(self, min_history: int = 200, file: Path | None = None) -> None:
@@ -61,8 +61,8 @@ class LearnedLengths:
         if file is not None and file.exists():
             self._load(file)
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
-        """The law of one request's length, given its prompt."""
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
+        """The distribution of one request's length, given its prompt."""
         if self.learnt < max(self.min_history, 1):
             return self.empirical.predict(facts)
         # The classifier's own forward pass, which for one sparse row is a sum of a few rows of its weights.
@@ -71,7 +71,7 @@ class LearnedLengths:
         scores = hidden @ second + top
         chances = np.exp(scores - scores.max()) * self._seen
         chances *= (1.0 - self.MIX) / max(float(chances.sum()), 1e-30)
-        return BinnedLaw((chances + self.MIX * self.empirical.shares()).tolist())
+        return LengthHistogram((chances + self.MIX * self.empirical.shares()).tolist())
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """Takes effect a batch at a time."""

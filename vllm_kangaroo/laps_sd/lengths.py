@@ -1,6 +1,6 @@
 """How long will this answer be? One interface for every kind of knowledge.
 
-A predictor gives a law of lengths, from which the policy reads the tokens to be expected after those already there.
+A predictor gives a distribution of lengths, from which the policy reads the tokens to be expected after those already there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RequestFacts:
     """Output tokens there will be: for simulations only."""
 
 
-class LengthLaw(Protocol):
+class LengthDistribution(Protocol):
     """A distribution of the number of output tokens of one request."""
 
     def remaining(self, done: int) -> float:
@@ -40,8 +40,8 @@ class LengthLaw(Protocol):
 class LengthPredictor(Protocol):
     """Predicts lengths, and learns from finished requests."""
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
-        """The law of one request's length."""
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
+        """The distribution of one request's length."""
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """A request has finished by itself with that many tokens."""
@@ -50,7 +50,7 @@ class LengthPredictor(Protocol):
         """Keep what has been learnt, if there is a place for it."""
 
 
-class PointLaw:
+class KnownLength:
     """A length that somebody claims to know.
 
     Once it has been passed the claim is void, and as much is expected again as has come already: a wrong claim then
@@ -63,7 +63,7 @@ class PointLaw:
         self.tokens = tokens
 
     def remaining(self, done: int) -> float:
-        """See :class:`LengthLaw`."""
+        """See :class:`LengthDistribution`."""
         left = self.tokens - done
         return float(left) if left > 0 else float(max(done, 1))
 
@@ -81,7 +81,7 @@ def bin_of(tokens: int) -> int:
     return min(bisect_right(EDGES, tokens), BINS) - 1
 
 
-class BinnedLaw:
+class LengthHistogram:
     """A histogram over :data:`EDGES`, even within a bin.
 
     Args:
@@ -100,7 +100,7 @@ class BinnedLaw:
         self._tail, self._tail_sum = tail, tail_sum
 
     def remaining(self, done: int) -> float:
-        """See :class:`LengthLaw`."""
+        """See :class:`LengthDistribution`."""
         at, low = bin_of(done + 1), done + 1
         left = max(EDGES[at + 1] - low, 0)
         part = self._weights[at] * left / (EDGES[at + 1] - EDGES[at])
@@ -114,7 +114,7 @@ class EmpiricalLengths:
     """E[len - done | len > done] over finished requests, the older ones fading.
 
     Args:
-        prior: weight of the starting guess, a law even over the logarithm of lengths up to 1024 tokens.
+        prior: weight of the starting guess, even over the logarithm of lengths up to 1024 tokens.
     """
 
     REFRESH = 64
@@ -125,12 +125,12 @@ class EmpiricalLengths:
         self._weights = [prior * value / total for value in below]
         self._fade = 1.0 - 1.0 / memory
         self._gain = 1.0
-        self._law = BinnedLaw(self._weights)
+        self._histogram = LengthHistogram(self._weights)
         self.requests = 0
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
-        """The same law for every request."""
-        return self._law
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
+        """The same distribution for every request."""
+        return self._histogram
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """Takes effect at once for the first requests, then every :data:`REFRESH`."""
@@ -141,7 +141,7 @@ class EmpiricalLengths:
             if self._gain > 1e12:
                 self._weights = [value / self._gain for value in self._weights]
                 self._gain = 1.0
-            self._law = BinnedLaw(self._weights)
+            self._histogram = LengthHistogram(self._weights)
 
     def save(self) -> None:
         """It is learnt again soon enough."""
@@ -156,16 +156,16 @@ class EmpiricalLengths:
         self._weights = (shares * max(requests, 1)).tolist()
         self._gain = 1.0
         self.requests = requests
-        self._law = BinnedLaw(self._weights)
+        self._histogram = LengthHistogram(self._weights)
 
 
 class OracleLengths:
     """The true length, which only a simulation knows."""
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
         """Needs ``true_tokens``."""
         assert facts.true_tokens is not None
-        return PointLaw(facts.true_tokens)
+        return KnownLength(facts.true_tokens)
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """There is nothing to learn."""
@@ -180,9 +180,9 @@ class HintedLengths:
     def __init__(self, otherwise: LengthPredictor) -> None:
         self.otherwise = otherwise
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
         """A hint is taken at its word until it is passed."""
-        return self.otherwise.predict(facts) if facts.hint is None else PointLaw(facts.hint)
+        return self.otherwise.predict(facts) if facts.hint is None else KnownLength(facts.hint)
 
     def learn(self, facts: RequestFacts, output_tokens: int) -> None:
         """Hinted requests teach as much as others."""

@@ -1,7 +1,7 @@
 """The scheduling policy of LAPS-SD, without an engine: events in, requests to run out.
 
-Every request starts non-perceptible in the highest queue and sinks as the service it has attained grows. Once its
-acceptance rate is known well enough it is perceptible, and its place is that of the time it still needs. A request of
+Every request starts non-perceptible in the highest queue and is demoted as the engine time it has attained grows. Once
+its acceptance rate is known well enough it is perceptible, and its place is that of the time it still needs. A request of
 a higher queue pre-empts those of lower ones. Within a queue the non-perceptible come first, in order of arrival, then
 the perceptible by remaining time.
 
@@ -13,19 +13,18 @@ than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are o
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import inf
 from operator import attrgetter
 
-from vllm_kangaroo.laps_sd.acceptance import FLOOR, Z95, AcceptancePrior
+from vllm_kangaroo.laps_sd.acceptance import FLOOR, AcceptancePrior
 from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
+from vllm_kangaroo.laps_sd.placement import Placement
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
+from vllm_kangaroo.laps_sd.policy_stats import PolicyStats
 from vllm_kangaroo.laps_sd.queues import ReadyQueue, RunningSet
-from vllm_kangaroo.laps_sd.request_state import Entry, Key
-from vllm_kangaroo.laps_sd.tally import Tally
+from vllm_kangaroo.laps_sd.request_state import Key, RequestState
 
 _key = attrgetter("key")
 
@@ -36,54 +35,50 @@ class LapsSdPolicy:
     Times are in seconds of one clock of the host's, which never goes back.
     """
 
-    PATIENCE = 0.5
-    """Share of the rounds that are left, after which a running perceptible request is looked at again."""
-
     def __init__(self, options: LapsSdOptions, predictor: LengthPredictor) -> None:
         self.options = options
         self.predictor = predictor
         self.costs = CostAverages()
         self.prior = AcceptancePrior()
-        self.tally = Tally(options.queues)
-        self._entries: dict[RequestId, Entry] = {}
+        self.stats = PolicyStats(options.queues)
+        self._requests: dict[RequestId, RequestState] = {}
         self._running = RunningSet()
         self._ready = ReadyQueue()
-        self._fronts: deque[tuple[float, Entry]] = deque()
+        self._fronts: deque[tuple[float, RequestState]] = deque()
         """Until when a request that had waited long stays at the front, in order of that time."""
         self._arrivals = 0
-        self._bounds: list[float] = []
-        self._base = 0.0
+        self._placement = Placement(options, self.costs, self.prior)
         self.catch_up: Callable[[RequestId], None] | None = None
-        """For a host that tells of steps late: called with a running request that may have to stop, to hear of it."""
+        """Of a host that reports steps late: called with a running request before it may be stopped."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._requests)
 
     def __contains__(self, request_id: RequestId) -> bool:
-        return request_id in self._entries
+        return request_id in self._requests
 
-    def entry(self, request_id: RequestId) -> Entry:
+    def request(self, request_id: RequestId) -> RequestState:
         """What is known of a request; to be read only."""
-        return self._entries[request_id]
+        return self._requests[request_id]
 
     @property
     def running(self) -> list[RequestId]:
         """The requests chosen last, in no order."""
-        return [entry.request_id for entry in self._running]
+        return [request.request_id for request in self._running]
 
     def add(
         self, request_id: RequestId, facts: RequestFacts, now: float, priority: int = 0
     ) -> None:
         """A request is ready to run; the lower ``priority``, the sooner, as in vLLM."""
-        assert request_id not in self._entries
-        entry = Entry(
+        assert request_id not in self._requests
+        request = RequestState(
             request_id, facts, self.predictor.predict(facts), priority, self._arrivals, now
         )
         self._arrivals += 1
-        self._entries[request_id] = entry
-        self.tally.enter(entry)
-        self._place(entry)
-        self._ready.push(entry)
+        self._requests[request_id] = request
+        self.stats.added(request)
+        self._place(request)
+        self._ready.push(request)
 
     def remove(self, request_id: RequestId, *, output_tokens: int | None = None) -> None:
         """A request has ended.
@@ -91,25 +86,25 @@ class LapsSdPolicy:
         Args:
             output_tokens: its length, if it ended by itself; None for an abort, from which no length is learnt.
         """
-        entry = self._entries.pop(request_id)
-        if entry.running:
-            self._leave(entry)
+        request = self._requests.pop(request_id)
+        if request.running:
+            self._leave(request)
         else:
-            self._ready.discard(entry)
-        self.tally.leave(entry)
-        acceptance = entry.acceptance
-        if acceptance.pieces >= 2:
+            self._ready.discard(request)
+        self.stats.removed(request)
+        acceptance = request.acceptance
+        if acceptance.reports >= 2:
             self.prior.learn(acceptance.seen, acceptance.mean, acceptance.variance)
         if output_tokens is not None:
-            self.predictor.learn(entry.facts, output_tokens)
-            self.tally.finished(entry)
+            self.predictor.learn(request.facts, output_tokens)
+            self.stats.finished(request)
 
     def select(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
     ) -> list[RequestId]:
         """The requests to run next, the most urgent first; see :meth:`choose`."""
         self.choose(capacity, now, admissible)
-        return [entry.request_id for entry in sorted(self._running, key=_key)]
+        return [request.request_id for request in sorted(self._running, key=_key)]
 
     def choose(
         self, capacity: int, now: float, admissible: Callable[[RequestId], bool] | None = None
@@ -126,9 +121,9 @@ class LapsSdPolicy:
             Those that start to run, the most urgent first, and those that stop.
         """
         self._end_fronts(now)
-        self._wake_starved(now)
+        self._promote_starved(now)
         running, ready = self._running, self._ready
-        refused: list[Entry] = []
+        refused: list[RequestState] = []
         started: list[RequestId] = []
         stopped: list[RequestId] = []
         while len(running) > capacity and (least := running.least()) is not None:
@@ -140,7 +135,7 @@ class LapsSdPolicy:
         while (candidate := ready.top()) is not None:
             worst = None
             if len(running) >= capacity:
-                worst = self._weaker(candidate)
+                worst = self._victim_for(candidate)
                 if worst is None:
                     break
             ready.discard(candidate)
@@ -150,34 +145,34 @@ class LapsSdPolicy:
             if worst is not None:
                 self._leave(worst)
                 ready.push(worst)
-                self.tally.preemptions += 1
+                self.stats.preemptions += 1
                 _moves(worst.request_id, stopped, started)
             self._start(candidate, now)
             _moves(candidate.request_id, started, stopped)
-        for entry in refused:
-            ready.push(entry)
+        for request in refused:
+            ready.push(request)
         return started, stopped
 
     def release(self, request_id: RequestId) -> None:
         """A request chosen by :meth:`select` could not run after all; it goes back to where it was."""
-        entry = self._entries[request_id]
-        if entry.running:
-            self._stop(entry)
+        request = self._requests[request_id]
+        if request.running:
+            self._stop(request)
 
     def adopt(self, request_id: RequestId) -> None:
         """The host runs a request that was not chosen; it counts among those that run."""
-        entry = self._entries[request_id]
-        if not entry.running:
-            self._ready.discard(entry)
-            self._join(entry)
+        request = self._requests[request_id]
+        if not request.running:
+            self._ready.discard(request)
+            self._join(request)
 
     def rank(self, request_id: RequestId) -> Key:
         """Where a request stands; the larger, the less urgent."""
-        return self._entries[request_id].key
+        return self._requests[request_id].key
 
     def outranks(self, request_id: RequestId, other: RequestId) -> bool:
         """Whether a request may take the place of another that runs."""
-        return self._preempts(self._entries[request_id], self._entries[other])
+        return self._preempts(self._requests[request_id], self._requests[other])
 
     def save(self) -> None:
         """Keep what has been learnt of lengths, where the options say."""
@@ -185,12 +180,12 @@ class LapsSdPolicy:
 
     def evicted(self, request_id: RequestId, tokens: int) -> None:
         """A request has lost its KV: it waits, and must run that many tokens again before it goes on."""
-        entry = self._entries[request_id]
-        entry.prompt_left = tokens
-        if entry.running:
-            self._stop(entry)
+        request = self._requests[request_id]
+        request.prompt_left = tokens
+        if request.running:
+            self._stop(request)
         else:
-            self._place_again(entry)
+            self._place_again(request)
 
     def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
         """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
@@ -208,59 +203,63 @@ class LapsSdPolicy:
             ended: when the last of them ended.
         """
         options = self.options
-        entry = self._entries.get(one.request_id)
-        if entry is None:
+        request = self._requests.get(one.request_id)
+        if request is None:
             return
-        if not entry.started:
-            entry.started = True
-            self.tally.waits.append(max(began - entry.arrived, 0.0))
-        entry.attained += seconds
-        entry.last_ran = ended
-        entry.prompt_left = max(entry.prompt_left - one.prompt_tokens, 0)
-        if one.new_tokens and entry.running:
-            entry.prompt_left = 0  # what had not to be run was in the prefix cache
-        entry.done += one.new_tokens
+        if not request.started:
+            request.started = True
+            self.stats.waits.append(max(began - request.arrived, 0.0))
+        request.attained += seconds
+        request.last_ran = ended
+        request.prompt_left = max(request.prompt_left - one.prompt_tokens, 0)
+        if one.new_tokens and request.running:
+            request.prompt_left = 0  # what had not to be run was in the prefix cache
+        request.done += one.new_tokens
         if one.rounds:
-            entry.rounds += one.rounds
-            entry.tokens += one.new_tokens
+            request.rounds += one.rounds
+            request.tokens += one.new_tokens
             least = max(self.prior.within, FLOOR)
-            entry.acceptance.add(
+            request.acceptance.add(
                 one.new_tokens, options.window, options.drift_sigmas, one.rounds, least
             )
-        if entry.running and entry.rounds < entry.look_again and entry.attained <= entry.sinks_at:
+        if (
+            request.running
+            and request.rounds < request.revisit_at
+            and request.attained <= request.demoted_at
+        ):
             return  # it can hardly have moved
-        self._place_again(entry)
+        self._place_again(request)
 
-    def _place_again(self, entry: Entry) -> None:
-        if entry.running:
-            before = entry.key
-            self._place(entry)
-            if entry.key != before:
-                self._running.moved(entry)
+    def _place_again(self, request: RequestState) -> None:
+        if request.running:
+            before = request.key
+            self._place(request)
+            if request.key != before:
+                self._running.moved(request)
         else:
-            self._ready.discard(entry)
-            self._place(entry)
-            self._ready.push(entry)
+            self._ready.discard(request)
+            self._place(request)
+            self._ready.push(request)
 
-    def _wake_starved(self, now: float) -> None:
+    def _promote_starved(self, now: float) -> None:
         limit = now - self.options.max_wait_s
         while True:
-            entry = self._ready.longest_waiting()
-            if entry is None or entry.last_ran > limit:
+            request = self._ready.longest_waiting()
+            if request is None or request.last_ran > limit:
                 return
-            entry.starved = True
-            self.tally.starved += 1
-            self._place_again(entry)
+            request.starved = True
+            self.stats.starved += 1
+            self._place_again(request)
 
     def _end_fronts(self, now: float) -> None:
         fronts = self._fronts
         while fronts and fronts[0][0] <= now:
-            until, entry = fronts.popleft()
-            if entry.running and entry.front_until == until:
-                entry.starved = False
-                self._place_again(entry)
+            until, request = fronts.popleft()
+            if request.running and request.front_until == until:
+                request.starved = False
+                self._place_again(request)
 
-    def _preempts(self, candidate: Entry, running: Entry) -> bool:
+    def _preempts(self, candidate: RequestState, running: RequestState) -> bool:
         if candidate.priority != running.priority:
             return candidate.priority < running.priority
         if candidate.starved or running.starved:
@@ -270,8 +269,8 @@ class LapsSdPolicy:
         gap = self.options.preemption_gap_s
         return gap == 0.0 or running.remaining - candidate.remaining > gap
 
-    def _weaker(self, candidate: Entry) -> Entry | None:
-        """The running request that makes room for another, by what is known now; None if there is none."""
+    def _victim_for(self, candidate: RequestState) -> RequestState | None:
+        """The running request whose place another may take, by what is known now; None if there is none."""
         running = self._running
         while (worst := running.least()) is not None and self._preempts(candidate, worst):
             self._refresh(worst)
@@ -279,79 +278,40 @@ class LapsSdPolicy:
                 return worst
         return None
 
-    def _refresh(self, entry: Entry) -> None:
+    def _refresh(self, request: RequestState) -> None:
         """Place a running request by what is known now."""
         if self.catch_up is not None:
-            self.catch_up(entry.request_id)
-        self._place_again(entry)
+            self.catch_up(request.request_id)
+        self._place_again(request)
 
-    def _start(self, entry: Entry, now: float) -> None:
-        self._join(entry)
-        if entry.starved:
-            entry.front_until = now + self.options.front_s
-            self._fronts.append((entry.front_until, entry))
+    def _start(self, request: RequestState, now: float) -> None:
+        self._join(request)
+        if request.starved:
+            request.front_until = now + self.options.front_s
+            self._fronts.append((request.front_until, request))
 
-    def _join(self, entry: Entry) -> None:
-        entry.running = True
-        self._running.add(entry)
+    def _join(self, request: RequestState) -> None:
+        request.running = True
+        self._running.add(request)
 
-    def _leave(self, entry: Entry) -> None:
-        entry.running = False
-        self._running.discard(entry)
+    def _leave(self, request: RequestState) -> None:
+        request.running = False
+        self._running.discard(request)
 
-    def _stop(self, entry: Entry) -> None:
-        self._refresh(entry)
-        self._leave(entry)
-        self._ready.push(entry)
+    def _stop(self, request: RequestState) -> None:
+        self._refresh(request)
+        self._leave(request)
+        self._ready.push(request)
 
     def follow_costs(self) -> None:
-        """Follow the measured cost of a round, in jumps: a request's place should not move with every step."""
-        options = self.options
-        base = options.base_threshold_s or options.base_rounds * self.costs.per_round
-        if base > 0.0 and not 0.8 < self._base / base < 1.25:
-            self._base = base
-            self._bounds = [base * options.growth**k for k in range(options.queues - 1)]
+        """The costs have changed: the bounds of the queues go by that of a round."""
+        self._placement.follow_costs()
 
-    def _place(self, entry: Entry) -> None:
-        """Work out state, remaining time, queue and key from what is known now."""
-        options, prior, acceptance = self.options, self.prior, entry.acceptance
-        was, before = entry.perceptible, entry.queue
-        known = prior.worth_rounds + entry.rounds
-        if known > 0.0:
-            per_round = (prior.worth_rounds * prior.mean + entry.tokens) / known
-        else:
-            per_round = prior.mean
-        per_round = max(per_round, 1.0)
-        wanted = (Z95 / (options.epsilon * per_round)) ** 2
-        entry.perceptible = acceptance.precision(prior, options.window) > wanted
-        left = min(entry.law.remaining(entry.done), max(entry.facts.max_tokens - entry.done, 1))
-        rounds_left = max(left / per_round, 1.0)
-        entry.remaining = (
-            entry.prompt_left * self.costs.per_prompt_token + rounds_left * self.costs.per_round
-        )
-        bounds = self._bounds
-        if entry.perceptible:
-            queue = bisect_left(bounds, entry.remaining)
-            entry.look_again = entry.rounds + max(1, int(rounds_left * self.PATIENCE))
-            entry.sinks_at = inf
-        else:
-            queue = bisect_left(bounds, entry.attained)
-            missing = acceptance.rounds_to(wanted, prior, options.window)
-            entry.look_again = entry.rounds + max(1, int(min(missing / 2, 2 * options.window)))
-            entry.sinks_at = bounds[queue] if queue < len(bounds) else inf
-            if not bounds:  # no cost has been measured yet
-                entry.look_again = entry.rounds
-        entry.queue = queue
-        if was != entry.perceptible or before != queue:
-            self.tally.shift(entry, before, was)
-        if entry.perceptible and entry.estimate is None and entry.rounds:
-            entry.estimate = (entry.remaining, entry.attained)
-        if entry.starved:
-            entry.key = (entry.priority, -1.0, entry.last_ran, 0.0, entry.number)
-        elif entry.perceptible:
-            entry.key = (entry.priority, queue, 1.0, entry.remaining, entry.number)
-        else:
-            entry.key = (entry.priority, queue, 0.0, 0.0, entry.number)
+    def _place(self, request: RequestState) -> None:
+        was, before = request.perceptible, request.queue
+        self._placement.place(request)
+        if was != request.perceptible or before != request.queue:
+            self.stats.moved(request, before, was)
 
 
 def _moves(request_id: RequestId, to: list[RequestId], back: list[RequestId]) -> None:

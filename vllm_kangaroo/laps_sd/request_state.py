@@ -1,30 +1,30 @@
-"""One request as the policy sees it."""
+"""One request as the policy knows it."""
 
 from __future__ import annotations
 
-from vllm_kangaroo.laps_sd.acceptance import Acceptance
+from vllm_kangaroo.laps_sd.acceptance import AcceptanceEstimate
 from vllm_kangaroo.laps_sd.engine_time import RequestId
-from vllm_kangaroo.laps_sd.lengths import LengthLaw, RequestFacts
+from vllm_kangaroo.laps_sd.lengths import LengthDistribution, RequestFacts
 
 Key = tuple[int, float, float, float, int]
-"""Class, starved or queue, state, remaining time, order of arrival: the smaller, the sooner."""
+"""Priority class, starved or queue, state, remaining time, order of arrival: the smaller, the sooner."""
 
 
-class Entry:
-    """What the policy keeps of a request that has arrived and not ended."""
+class RequestState:
+    """A request that has arrived and not ended."""
 
     __slots__ = (
         "acceptance",
         "arrived",
         "attained",
+        "demoted_at",
         "done",
         "estimate",
         "facts",
         "front_until",
         "key",
         "last_ran",
-        "law",
-        "look_again",
+        "length",
         "number",
         "perceptible",
         "priority",
@@ -32,9 +32,9 @@ class Entry:
         "queue",
         "remaining",
         "request_id",
+        "revisit_at",
         "rounds",
         "running",
-        "sinks_at",
         "started",
         "starved",
         "tokens",
@@ -45,14 +45,15 @@ class Entry:
         self,
         request_id: RequestId,
         facts: RequestFacts,
-        law: LengthLaw,
+        length: LengthDistribution,
         priority: int,
         number: int,
         now: float,
     ) -> None:
         self.request_id = request_id
         self.facts = facts
-        self.law = law
+        self.length = length
+        """What is predicted of the output tokens."""
         self.priority = priority
         self.number = number
         """Order of arrival."""
@@ -67,7 +68,7 @@ class Entry:
         """Output tokens of those rounds."""
         self.attained = 0.0
         """Engine seconds charged (the paper's attained service)."""
-        self.acceptance = Acceptance()
+        self.acceptance = AcceptanceEstimate()
         self.perceptible = False
         self.remaining = 0.0
         """Engine seconds still to come, as estimated."""
@@ -76,10 +77,11 @@ class Entry:
         self.queue = 0
         self.starved = False
         self.front_until = 0.0
-        self.look_again = 0
+        self.revisit_at = 0
         """Rounds after which its place is worked out anew."""
-        self.sinks_at = 0.0
+        self.demoted_at = 0.0
         """Attained seconds after which it is in a lower queue."""
         self.running = False
         self.version = 0
+        """Moves on with every change of place, so that heaps can tell what is out of date."""
         self.key: Key = (priority, 0.0, 0.0, 0.0, number)

@@ -187,14 +187,28 @@ class Runner:
         ]
 
 
+STEP_S = 5e-4
+
+
+class Clock:
+    """Stands still unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Host:
-    """A scheduler, its runner, and what came out for each request."""
+    """A scheduler, its runner, and what came out for each request; a step takes :data:`STEP_S` of a clock of its own."""
 
     def __init__(
         self, seed: int, *, asynchronous: bool = False, drafts: int = 0, **arguments: Any
     ) -> None:
         init_none_hash(sha256)
         self.scheduler = make_scheduler(asynchronous=asynchronous, drafts=drafts, **arguments)
+        self.scheduler.clock = self.clock = Clock()
         self.rng = random.Random(seed)
         self.runner = Runner(self.scheduler, drafts, self.rng)
         self.depth = 2 if asynchronous else 1
@@ -242,6 +256,7 @@ class Host:
         output = self.scheduler.schedule()
         self.check(output)
         self.flying.append((output, self.runner.execute(output)))
+        self.clock.now += STEP_S
         if len(self.flying) >= self.depth:
             self.take_in()
         return output

@@ -115,9 +115,9 @@ def test_a_front_end_that_knows_nothing_of_them_is_sent_none() -> None:
     scheduler = make_scheduler(blocks=64, known=False)
     found = scheduler.make_stats().num_kv_fetch_reqs_by_stage
     assert not any(key.startswith(PREFIX) for key in found)
-    scheduler.laps.tally.waits.append(1.0)
+    scheduler.laps.stats.waits.append(1.0)
     scheduler.make_stats()
-    assert not scheduler.laps.tally.waits, "observations pile up"
+    assert not scheduler.laps.stats.waits, "observations pile up"
 
 
 SERVER = """

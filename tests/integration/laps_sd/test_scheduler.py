@@ -57,7 +57,7 @@ def test_random_traffic(drafts: int, prefix_caching: bool):
     assert host.scheduler.pauses > 100
     assert host.scheduler.evictions > 20
     assert host.runner.resumed > 20
-    assert host.scheduler.laps.tally.preemptions > 100
+    assert host.scheduler.laps.stats.preemptions > 100
     if drafts:
         assert host.runner.accepted > 500
         assert host.runner.accepted < host.runner.drafted

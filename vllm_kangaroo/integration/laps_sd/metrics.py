@@ -22,10 +22,10 @@ class StatsPacker:
     """Puts what the policy has counted since the last step into the stats of a step."""
 
     def __init__(self, policy: LapsSdPolicy) -> None:
-        self._tally = policy.tally
+        self._policy_stats = policy.stats
         self._sent = (0, 0, 0, 0)
         self._names = [PREFIX + "paused"]
-        for queue in range(len(policy.tally.queued)):
+        for queue in range(len(policy.stats.queued)):
             self._names += (
                 f"{PREFIX}queue.{queue}.{state}" for state in ("non_perceptible", "perceptible")
             )
@@ -34,15 +34,15 @@ class StatsPacker:
 
     def pack(self, stats: Any, paused: int, pauses: int, evictions: int) -> None:
         """Gauges as they are, counters as what they gained, observations one by one in microseconds."""
-        tally = self._tally
+        counted = self._policy_stats
         out: dict[str, int] = stats.num_kv_fetch_reqs_by_stage
-        counts = (pauses, evictions, tally.preemptions, tally.starved)
+        counts = (pauses, evictions, counted.preemptions, counted.starved)
         gained = map(sub, counts, self._sent)
-        out.update(zip(self._names, (paused, *chain(*tally.queued), *gained), strict=True))
+        out.update(zip(self._names, (paused, *chain(*counted.queued), *gained), strict=True))
         self._sent = counts
-        for at, seconds in enumerate(tally.waits):
+        for at, seconds in enumerate(counted.waits):
             out[f"{PREFIX}wait.{at}"] = int(seconds * MICRO)
-        for at, (estimated, true) in enumerate(tally.estimates):
+        for at, (estimated, true) in enumerate(counted.estimates):
             out[f"{PREFIX}estimated.{at}"] = int(estimated * MICRO)
             out[f"{PREFIX}true.{at}"] = int(true * MICRO)
 
@@ -66,12 +66,12 @@ class LapsSdProm:
         self._values = logger.per_engine_labelvalues
 
         def make(
-            kind: Any, name: str, text: str, more: tuple[str, ...] = (), **options: Any
+            kind: Any, name: str, text: str, extra: tuple[str, ...] = (), **options: Any
         ) -> Any:
             return kind(
                 name=f"vllm:laps_sd_{name}",
                 documentation=text,
-                labelnames=[*labels, *more],
+                labelnames=[*labels, *extra],
                 **options,
             )
 

@@ -8,6 +8,7 @@ are *paused*: left out of the step, in status RUNNING, keeping their blocks and 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_kangaroo.integration.config.compile_key import PluginVllmConfig
+from vllm_kangaroo.integration.laps_sd.admission import admission
+from vllm_kangaroo.integration.laps_sd.eviction import BlockEviction
 from vllm_kangaroo.integration.laps_sd.metrics import StatsPacker
 from vllm_kangaroo.integration.laps_sd.queue import StagedRequestQueue
 from vllm_kangaroo.integration.laps_sd.settings import refuse_unsupported, scheduler_options
-from vllm_kangaroo.integration.laps_sd.step_capacity import Room
+from vllm_kangaroo.integration.laps_sd.step_capacity import StepCapacity
 from vllm_kangaroo.integration.laps_sd.step_log import StepLog
-from vllm_kangaroo.integration.laps_sd.steps import Scheduled, StepLedger
+from vllm_kangaroo.integration.laps_sd.step_timer import StepTimer
+from vllm_kangaroo.integration.laps_sd.steps import StepLedger
 from vllm_kangaroo.laps_sd.build import build_policy
 from vllm_kangaroo.laps_sd.lengths import RequestFacts, read_hint
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
@@ -44,7 +48,7 @@ class LapsSdScheduler(Scheduler):
         LapsSdError: for a wrong option, or a configuration it does not serve.
     """
 
-    _ahead = False
+    schedules_ahead = False
     """Whether steps are scheduled before the results of the last are there."""
     waiting: StagedRequestQueue
     running: list[Request]
@@ -65,32 +69,36 @@ class LapsSdScheduler(Scheduler):
         """Requests left out of steps with their KV kept."""
         self.pauses = 0
         self.evictions = 0
-        self._classes = self.policy == SchedulingPolicy.PRIORITY
+        self._has_priorities = self.policy == SchedulingPolicy.PRIORITY
         # The policy puts victims last in `running`, which is where the FCFS branches of vLLM look for them.
         self.policy = SchedulingPolicy.FCFS
         self.waiting = StagedRequestQueue()
         self._blocked: dict[str, Request] = {}
-        self._refused: str | None = None
-        self._steps: dict[int, Scheduled] = {}
-        self._last_output = 0.0
-        self._busy = False
-        """Whether there was work left after the last results: the engine's time until the next is the next step's."""
-        self._stats = StatsPacker(self.laps)
+        """Requests that wait for a grammar or the like, unknown to the policy until then."""
+        self._packer = StatsPacker(self.laps)
         # A front end whose configuration was built without the plugin would show our figures as vLLM's own.
         self._shows_figures = isinstance(vllm_config, PluginVllmConfig)
         log = options.step_log
         self._step_log = StepLog(Path(log).expanduser()) if log else None
+        self._timer = StepTimer(time.monotonic)
         self._ledger = StepLedger(self.laps, self.requests, 1 + self.num_spec_tokens)
         self.laps.catch_up = self._ledger.settle
-        self._allocate_slots = self.kv_cache_manager.allocate_slots
-        self._evicts = False
-        """Whether allocation is ours in this step."""
-        self._room = Room(self)
+        self._step_capacity = StepCapacity(self)
+        self._eviction = BlockEviction(self, self.laps, self.paused, self._evict)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds by which steps are timed and waits are counted."""
+        return self._timer.clock
+
+    @clock.setter
+    def clock(self, clock: Callable[[], float]) -> None:
+        self._timer.clock = clock
 
     # Requests come and go
 
     def add_request(self, request: Request) -> None:
-        """As vLLM's; the policy hears of the request once nothing keeps it from running."""
+        """As vLLM's; the policy is given the request once nothing keeps it from running."""
         known = request.request_id in self.requests
         super().add_request(request)
         if known:  # more input for a streaming session
@@ -98,14 +106,14 @@ class LapsSdScheduler(Scheduler):
         if self._is_blocked_waiting_status(request.status):
             self._blocked[request.request_id] = request
         else:
-            self._tell(request)
+            self._give_to_policy(request)
 
-    def _tell(self, request: Request, *, runs: bool = False) -> None:
-        """Let the policy know a request, or end it for a wrong hint; one that ``runs`` already has to be known."""
+    def _give_to_policy(self, request: Request, *, runs: bool = False) -> None:
+        """Add a request to the policy, or end it for a wrong hint; one that ``runs`` already is added all the same."""
         params = request.sampling_params
         try:
             hint = read_hint(params.extra_args, request.max_tokens) if params else None
-        except LapsSdError as error:  # the front end says so itself, if it is one of ours
+        except LapsSdError as error:  # of a front end that does not check hints
             logger.error("Request %s: %s", request.request_id, error)
             self.grammar_compile_error_reqs.add(request.request_id)  # ends it alone, as an error
             if not runs:
@@ -118,15 +126,15 @@ class LapsSdScheduler(Scheduler):
             temperature=params.temperature if params else 0.0,
             hint=hint,
         )
-        priority = request.priority if self._classes else 0
-        self.laps.add(request.request_id, facts, time.monotonic(), priority)
+        priority = request.priority if self._has_priorities else 0
+        self.laps.add(request.request_id, facts, self.clock(), priority)
         if runs:
             self.laps.adopt(request.request_id)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         self._forget(request)
         freed = super()._free_request(request, delay_free_blocks)
-        self._busy = self._busy and bool(self.requests)
+        self._timer.busy = self._timer.busy and bool(self.requests)
         return freed
 
     def _forget(self, request: Request) -> None:
@@ -134,7 +142,7 @@ class LapsSdScheduler(Scheduler):
         self.paused.pop(name, None)
         self._blocked.pop(name, None)
         if name in self.laps:
-            self._ledger.leave(name)
+            self._ledger.remove(name)
             ended = request.status in FINISHED_BY_ITSELF
             self.laps.remove(name, output_tokens=request.num_output_tokens if ended else None)
 
@@ -150,19 +158,19 @@ class LapsSdScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> Any:
         """Choose, arrange, and let vLLM schedule what is left to see."""
-        started = time.monotonic()
+        started = self.clock()
         if self._blocked:
             self._unblock()
-        strangers = bool(self.kv_holding_waiting)
+        sessions = bool(self.kv_holding_waiting)
         staged = self._arrange(started)
         output = super().schedule(throttle_prefills)
         for request in staged:  # what vLLM could not take in after all
             if request.status != RequestStatus.RUNNING:
                 self.laps.release(request.request_id)
-        if strangers:
-            self._adopt()
+        if sessions:
+            self._adopt_sessions()
         if output.total_num_scheduled_tokens:
-            self._steps[id(output)] = Scheduled(started, self._kv_tokens(output))
+            self._timer.start(output, started, self._kv_tokens(output))
         return output
 
     def _unblock(self) -> None:
@@ -170,7 +178,7 @@ class LapsSdScheduler(Scheduler):
             if self._handle_blocked_waiting_request(request):
                 del self._blocked[request.request_id]
                 self.deferred_waiting.discard(request)
-                self._tell(request)
+                self._give_to_policy(request)
 
     def _kv_tokens(self, output: Any) -> int:
         if self._step_log is None:
@@ -181,14 +189,11 @@ class LapsSdScheduler(Scheduler):
         """Show vLLM what the policy has chosen, and pause the rest of those that have KV.
 
         What goes on running is left as it is: the work is that of the changes.
+
+        Returns:
+            Waiting requests that are to start.
         """
-        capacity = min(self.max_num_active_reqs, self.max_num_running_reqs)
-        capacity -= self.num_waiting_for_streaming_input
-        if self.kv_holding_waiting:
-            capacity -= sum(
-                not self._is_blocked_waiting_status(each.status) for each in self.kv_holding_waiting
-            )
-        started, stopped = self.laps.choose(max(capacity, 0), now, self._admission())
+        started, stopped = self.laps.choose(self._capacity(), now, admission(self))
         if stopped:
             for name in stopped:
                 self._pause(self.requests[str(name)])
@@ -201,107 +206,55 @@ class LapsSdScheduler(Scheduler):
                 self.running.append(request)
             else:
                 staged.append(request)
-        scarce = self._room.is_scarce(staged)
+        scarce = self._step_capacity.is_scarce(staged)
         if scarce:  # then it matters who comes first, and who is last
             self.running.sort(key=lambda each: self.laps.rank(each.request_id))
-        if self._refused is not None:
-            self._make_room(staged)
+        self._eviction.evict_running_for(staged)
         self.waiting.stage(staged)
         if self.use_v2_model_runner:  # its paused requests keep a slot each
             chosen = len(self.running) + len(staged)
             while self.paused and chosen + len(self.paused) > self.max_num_running_reqs:
-                self._evict_paused()
-        if scarce != self._evicts:  # vLLM's own method is called faster if nothing hides it
-            self._evicts = scarce
-            if scarce:
-                self.kv_cache_manager.allocate_slots = self._allocate_or_evict
-            else:
-                del self.kv_cache_manager.allocate_slots
+                self._eviction.evict_paused()
+        self._eviction.watch_allocation(scarce)
         return staged
+
+    def _capacity(self) -> int:
+        """Requests that may run, beside streaming sessions with KV, which vLLM takes in by itself."""
+        capacity = min(self.max_num_active_reqs, self.max_num_running_reqs)
+        capacity -= self.num_waiting_for_streaming_input
+        for request in self.kv_holding_waiting:
+            capacity -= not self._is_blocked_waiting_status(request.status)
+        return max(capacity, 0)
 
     def _pause(self, request: Request) -> None:
         self.paused[request.request_id] = request
         self.pauses += 1
 
-    def _admission(self) -> Any:
-        """Whether a request may join the step, beside what the policy wants; None if nothing can hinder one."""
-        only_with_kv = self._pause_state != PauseState.UNPAUSED
-        lora = self.lora_config
-        if not (only_with_kv or lora or (self._ahead and self.paused)):
-            return None
-        adapters = {self._adapter(str(name)) for name in self.laps.running} - {0} if lora else set()
-
-        def admissible(name: Any) -> bool:
-            request = self.requests[name]
-            if request.status == RequestStatus.RUNNING:
-                # Its newest tokens are still on the device, in a batch it has left.
-                if request.num_output_placeholders > 0 and name in self.paused:
-                    return False
-            elif only_with_kv:
-                return False
-            if lora and (adapter := self._adapter(name)) and adapter not in adapters:
-                if len(adapters) >= lora.max_loras:
-                    return False
-                adapters.add(adapter)
-            return True
-
-        return admissible
-
-    def _adapter(self, name: str) -> int:
-        found = self.requests[name].lora_request
-        return found.lora_int_id if found else 0
-
-    def _adopt(self) -> None:
-        """Requests that vLLM has taken in by itself: streaming sessions that go on."""
+    def _adopt_sessions(self) -> None:
+        """Streaming sessions that go on have been taken in by vLLM itself."""
         for request in self.running:
             if request.request_id not in self.laps:
-                self._tell(request, runs=True)
+                self._give_to_policy(request, runs=True)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Account for the step, then as vLLM's."""
-        now = time.monotonic()
-        step = self._steps.pop(id(scheduler_output), None)
+        step = self._timer.end(scheduler_output)
         if step is not None:
-            # A step begins when the results of that before it have come: what the engine does between them, or lets
-            # overlap, is time of its requests as well.
-            last, started = self._last_output, step.started
-            seconds = now - (last if self._busy else max(last, started))
-            self._last_output = now
-            prompts = self._ledger.take(scheduler_output, model_runner_output, seconds, now)
+            prompts = self._ledger.record(
+                scheduler_output, model_runner_output, step.seconds, step.ended
+            )
             if self._step_log is not None:
-                self._step_log.write(scheduler_output, seconds, step.kv_tokens, prompts)
+                self._step_log.write(scheduler_output, step.seconds, step.kv_tokens, prompts)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if step is not None:
-            self._ledger.tell()
-            self._busy = self.get_num_unfinished_requests() > 0
+            self._ledger.report()
+            self._timer.busy = self.get_num_unfinished_requests() > 0
         return outputs
 
-    # KV blocks run out
+    # KV is lost
 
-    def _allocate_or_evict(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        """vLLM's allocation; while it finds no blocks, the paused give theirs, the least urgent first."""
-        blocks = self._allocate_slots(request, *args, **kwargs)
-        while blocks is None and self.paused:
-            self._evict_paused()
-            blocks = self._allocate_slots(request, *args, **kwargs)
-        if blocks is None and request.status != RequestStatus.RUNNING:
-            self._refused = request.request_id
-        return blocks
-
-    def _evict_paused(self) -> None:
-        victim = max(self.paused, key=self.laps.rank)
-        self._preempt_request(self.paused[victim], time.monotonic())
-
-    def _make_room(self, staged: list[Request]) -> None:
-        """A chosen request found no blocks in the step before: the least urgent one that runs makes room for it."""
-        refused, self._refused = self._refused, None
-        assert refused is not None
-        if not self.running or not any(each.request_id == refused for each in staged):
-            return
-        victim = max(self.running, key=lambda each: self.laps.rank(each.request_id))
-        if self.laps.outranks(refused, victim.request_id):
-            self.running.remove(victim)
-            self._preempt_request(victim, time.monotonic())
+    def _evict(self, request: Request) -> None:
+        self._preempt_request(request, time.monotonic())
 
     def _preempt_request(
         self, request: Request, timestamp: float, drop_stale_output: bool = False
@@ -324,8 +277,8 @@ class LapsSdScheduler(Scheduler):
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def set_pause_state(self, pause_state: PauseState) -> None:
-        """As vLLM's; what time passes meanwhile is nobody's."""
-        self._busy = False
+        """As vLLM's; what time passes meanwhile is charged to no request."""
+        self._timer.busy = False
         super().set_pause_state(pause_state)
 
     # Counts
@@ -342,8 +295,8 @@ class LapsSdScheduler(Scheduler):
             stats.num_running_reqs -= len(self.paused)
             stats.num_skipped_waiting_reqs += len(self.paused)
             if self._shows_figures:
-                self._stats.pack(stats, len(self.paused), self.pauses, self.evictions)
-        self.laps.tally.forget()
+                self._packer.pack(stats, len(self.paused), self.pauses, self.evictions)
+        self.laps.stats.forget()
         return stats
 
     def shutdown(self) -> None:
@@ -357,7 +310,7 @@ class LapsSdScheduler(Scheduler):
 class AsyncLapsSdScheduler(LapsSdScheduler, AsyncScheduler):
     """The same where vLLM schedules a step before it has the results of the last."""
 
-    _ahead = True
+    schedules_ahead = True
 
     def _pause(self, request: Request) -> None:
         super()._pause(request)

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.v1.request import Request
 
 
-class Room:
+class StepCapacity:
     """A bound on the tokens and KV blocks that a step can ask for, worked out without looking at those that run.
 
     Args:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import (
     EmpiricalLengths,
-    LengthLaw,
+    LengthDistribution,
     LengthPredictor,
     OracleLengths,
     RequestFacts,
@@ -69,9 +69,9 @@ class FrozenLengths:
 
     def __init__(self, inner: LengthPredictor) -> None:
         self._inner = inner
-        self._laws: dict[int, LengthLaw] = {}
+        self._laws: dict[int, LengthDistribution] = {}
 
-    def predict(self, facts: RequestFacts) -> LengthLaw:
+    def predict(self, facts: RequestFacts) -> LengthDistribution:
         """As the other did at first."""
         law = self._laws.get(id(facts))
         if law is None:
@@ -149,9 +149,9 @@ def compare(
         )
         outcomes[name] = outcome
         if isinstance(policy, LapsSdPolicy):
-            tally = policy.tally
-            results[name] = summarise(workload, lengths, outcome, tally.estimates).model_copy(
-                update={"preemptions": tally.preemptions, "starved": tally.starved}
+            stats = policy.stats
+            results[name] = summarise(workload, lengths, outcome, stats.estimates).model_copy(
+                update={"preemptions": stats.preemptions, "starved": stats.starved}
             )
         else:
             results[name] = summarise(workload, lengths, outcome)
