@@ -78,7 +78,8 @@ def main() -> None:
     torch.accelerator.empty_cache = lambda: None  # as vLLM's CPU runner has it
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"kind": name} | outcome(name, folder)), flush=True)
+            sys.stdout.write(json.dumps({"kind": name} | outcome(name, folder)) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,6 @@ def _loaded(runner: Any) -> dict[str, Any]:
     """Model, passes and tables, which stay as they are while the engine runs."""
     from vllm.distributed import parallel_state
 
-    from vllm_kangaroo.integration.passes.cutting import find_decoder
     from vllm_kangaroo.integration.passes.exit_head import ExitHead
     from vllm_kangaroo.integration.passes.passes import Pass
 
@@ -115,7 +114,7 @@ def _loaded(runner: Any) -> dict[str, Any]:
     attention = _of_class("Attention", layers)
     found = {
         "model": model,
-        "decoder": find_decoder(model),
+        "decoder": next(each for each in model.modules() if hasattr(each, "start_layer")),
         "pipeline group": parallel_state._PP,
         "attention layer": attention,
         "attention backend": getattr(attention, "attn_backend", None),
