@@ -76,18 +76,18 @@ class PagedAttention:
             len(flat),
             int(spans.lengths.max()),
         )
-        metadata: dict[str, Any] = {}
+        by_layer: dict[str, Any] = {}
         slot_mapping: dict[str, Tensor] = {}
         for group in self.view.kv_groups:
             block, offset = np.divmod(flat, group.block_size)
             slots = group.host_blocks[of_token, block].astype(np.int64) * group.block_size
             common.block_table_tensor = self.rows_of(group.device_blocks, spans.rows)
             common.slot_mapping = self.to_device(slots + offset)
-            metadata.update(group.build(common))
+            by_layer.update(group.build(common))
             slot_mapping.update(dict.fromkeys(group.layer_names, common.slot_mapping))
         context = get_forward_context()
         outer = context.attn_metadata, context.slot_mapping
-        context.attn_metadata, context.slot_mapping = metadata, slot_mapping
+        context.attn_metadata, context.slot_mapping = by_layer, slot_mapping
         try:
             yield positions
         finally:
@@ -197,13 +197,13 @@ class DraftChain:
         common.seq_lens = self._lengths[step]
         common.seq_lens_cpu_upper_bound = self._host_lengths[step]
         common.max_seq_len = self._longest[step]
-        metadata: dict[str, Any] = {}
+        by_layer: dict[str, Any] = {}
         slot_mapping: dict[str, Tensor] = {}
         for group in self._groups:
             common.block_table_tensor, common.slot_mapping = group.blocks, group.slots[step]
-            metadata.update(group.of.build(common))
+            by_layer.update(group.of.build(common))
             slot_mapping.update(dict.fromkeys(group.of.layer_names, common.slot_mapping))
-        self._context.attn_metadata = metadata
+        self._context.attn_metadata = by_layer
         self._context.slot_mapping = slot_mapping
 
     def advance(self) -> None:

@@ -49,11 +49,11 @@ def _group(runner: GPUModelRunner, gid: int, layer_names: list[str]) -> KVGroup:
     table = runner.input_batch.block_table[gid]
 
     def build(common: CommonAttentionMetadata) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
+        by_layer: dict[str, Any] = {}
         for group in runner.attn_groups[gid]:
             built = group.build_metadata(common)
-            metadata.update(dict.fromkeys(group.layer_names, built))
-        return metadata
+            by_layer.update(dict.fromkeys(group.layer_names, built))
+        return by_layer
 
     blocks = table.block_table
     fresh = all(is_fresh(group) for group in runner.attn_groups[gid])

@@ -219,7 +219,7 @@ SEAMS: tuple[Seam, ...] = (
     # Front end
     _front_end(
         "vllm.v1.engine.input_processor:InputProcessor._validate_params",
-        why="A wrong hint of the answer's length is refused for that request alone.",
+        why="A wrong hint, and what vLLM refuses under drafts, is refused for that request alone.",
         parameters=("params",),
         until="vLLM lets a scheduler check a request before it is taken in",
     ),
@@ -242,8 +242,8 @@ SEAMS: tuple[Seam, ...] = (
         parameters=("vllm_config",),
     ),
     _front_end(
-        f"{LOGGER}.record",
-        why="LAPS-SD's figures are taken out of the stats and become metrics.",
+        "vllm.v1.metrics.loggers:StatLoggerManager.record",
+        why="LAPS-SD's figures are taken out of the stats before a logger prints them as others, and become metrics.",
         parameters=("scheduler_stats", "engine_idx"),
     ),
     _front_end(

@@ -77,6 +77,7 @@ SEAMS: tuple[Seam, ...] = (
         parameters=(
             "attn_groups",
             "device",
+            "discard_request_mask",
             "drafter",
             "get_model",
             "input_batch",
@@ -89,6 +90,7 @@ SEAMS: tuple[Seam, ...] = (
             "num_spec_tokens",
             "query_start_loc",
             "requests",
+            "sampler",
             "vllm_config",
         ),
         live="runner",
@@ -102,6 +104,7 @@ SEAMS: tuple[Seam, ...] = (
         why="Requests, their rows, and how much of each is prompt.",
         parameters=(
             "block_table",
+            "generators",
             "num_computed_tokens_cpu",
             "num_prompt_tokens",
             "num_reqs",

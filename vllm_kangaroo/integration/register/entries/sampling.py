@@ -51,6 +51,8 @@ SEAMS: tuple[Seam, ...] = (
         parameters=(
             "eos_token_id",
             "extra_args",
+            "logit_bias",
+            "logprob_token_ids",
             "max_tokens",
             "min_tokens",
             "stop_token_ids",
@@ -86,5 +88,25 @@ SEAMS: tuple[Seam, ...] = (
         process=("worker",),
         upstream=CPU_EXPAND,
         until="the releases of vLLM that are served have that pull request",
+    ),
+    _read(
+        "vllm.v1.outputs:LogprobsTensors",
+        why="What the sampler gathers, in which tokens that requests name take the place of others.",
+        parameters=("logprob_token_ids", "logprobs", "selected_token_ranks"),
+    ),
+    Seam(
+        "vllm.v1.sample.sampler:Sampler.gather_logprobs",
+        "overridden",
+        "Log probabilities of tokens that requests name, which the rejection sampler fails on.",
+        ("logprobs", "num_logprobs", "token_ids"),
+        process=("worker",),
+        until="vLLM's rejection sampler serves logprob_token_ids",
+    ),
+    Seam(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync",
+        "overridden",
+        "On a CPU it turns back generators that have no offset: those of requests within their prompts are put aside.",
+        process=("worker",),
+        until="vLLM 0.32 is served no more",
     ),
 )
