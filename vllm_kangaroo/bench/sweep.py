@@ -7,6 +7,7 @@ engine reads anew each round (``Inspection.set_draft_lengths``). Every run of a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,9 @@ def sweep(
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
-    with telling(console, "starting vLLM alone"), engine(settings) as plain:
+    with ExitStack() as stack:
+        with telling(console, "starting vLLM alone"):
+            plain = stack.enter_context(engine(settings))
         setup = run_setup(
             settings, plain, options.batch_size, options.max_tokens, options.temperature
         )
