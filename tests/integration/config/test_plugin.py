@@ -47,6 +47,8 @@ json.dump({"found": found, "wrapped": wrapped}, sys.stdout)
 
 HELP = """
 import contextlib, io, json, sys
+from vllm_kangaroo.integration.register import cpu_distribution
+cpu_distribution.answer()  # without it vllm's command does not run at all on its CPU build
 from vllm.entrypoints.cli import main
 
 found = {}

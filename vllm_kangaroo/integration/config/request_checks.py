@@ -83,9 +83,9 @@ def _refuse_under_drafts(params: Any, vllm_config: Any) -> None:
 
 
 def _vllm_version() -> str:
-    import vllm
+    from vllm import __version__
 
-    return str(vllm.__version__)
+    return str(__version__)
 
 
 def install() -> None:

@@ -233,7 +233,7 @@ SEAMS: tuple[Seam, ...] = (
         until=STAYS,
     ),
     Seam(
-        "vllm:",
+        "vllm:__version__",
         "read",
         "Named where vLLM itself does not serve what a request asks for.",
         process=("API server",),
