@@ -21,6 +21,11 @@ from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 pytestmark = pytest.mark.e2e
 
 BUS = "Can you find me a bus to San Francisco?"
+SUM = (
+    "A shop sells 12 apples for 3 dollars each. It sells 5 pears for 2 dollars each. How much money does it make in "
+    "all?"
+)
+"""Answered in some fifty tokens."""
 SETTINGS: dict[str, Any] = {
     "worker_extension_cls": INSPECTION,
     "per_request_spec_decode_metrics": "summary",
@@ -75,7 +80,7 @@ def test_streams_what_the_engine_generates_and_marks_the_accepted(engine: Engine
 
 def test_origins_add_up(engine: Engine) -> None:
     talk = Talk(engine)
-    token_ids, _ = talk.chat.conversation.ask(BUS)
+    token_ids, _ = talk.chat.conversation.ask(SUM)
     parts: list[Segment] = []
     shares = []
     for output, part in talk.chat.segments(token_ids, 32):
@@ -123,12 +128,12 @@ def test_ctrl_c_cuts_an_answer_short_and_the_engine_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(chat_module, "stream", interrupted)
-        shown = talk.say(BUS)
-    assert "cut short" in shown
+        shown = talk.say(SUM)
+    assert "cut short" in " ".join(shown.split())
     assert not engine.llm.llm_engine.has_unfinished_requests()
     cut = talk.chat.conversation.messages[-1].content
     assert cut
-    talk.say("/reset", BUS)
+    talk.say("/reset", SUM)
     whole = talk.chat.conversation.messages[-1].content
     assert whole.startswith(cut) and len(whole) > len(cut)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -138,7 +143,7 @@ def test_ctrl_c_at_the_prompt_does_not_leave(engine: Engine) -> None:
     talk = Talk(engine)
     lines: Iterator[Callable[[], str | None]] = iter([_press, lambda: BUS, lambda: None])
     talk.chat.run(lambda: next(lines)())
-    assert talk.file.getvalue().count(HELP) == 2
+    assert " ".join(talk.file.getvalue().split()).count(HELP) == 2
     assert len(talk.chat.conversation.messages) == 2
 
 
