@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_kangaroo import __version__
-from vllm_kangaroo.console import make_console, telling
+from vllm_kangaroo.console import make_console
 from vllm_kangaroo.integration.register.seam import Finding
 from vllm_kangaroo.options import OptionError
 
@@ -21,13 +21,6 @@ CPU_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "LD_PREL
 
 
 def doctor(
-    engine: Annotated[
-        bool,
-        typer.Option(
-            "--engine",
-            help="Start a small engine, too, and look at its objects; takes about half a minute.",
-        ),
-    ] = False,
     register: Annotated[
         bool,
         typer.Option(
@@ -43,8 +36,6 @@ def doctor(
     problems = [*_versions(console), *(importing := _importing())]
     if not importing:
         problems += [*_device(console), *_seams(console)]
-        if engine:
-            problems += _engine(console)
     if problems:
         for problem in problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)
@@ -142,27 +133,6 @@ def _other_plugins(finding: Finding) -> str:
     packages = {module.partition(".")[0] for module in holders(finding.seam.target)}
     others = packages - {"vllm", "vllm_kangaroo"}
     return f", also wrapped by {', '.join(sorted(others))}" if others else ""
-
-
-def _engine(console: Console) -> list[str]:
-    from vllm_kangaroo import environment
-
-    environment.apply()
-    from vllm_kangaroo.integration.register import live
-    from vllm_kangaroo.integration.register.seams import check_live
-    from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
-
-    with telling(console, "starting a small engine"), live.engine() as llm:
-        findings = check_live(live.objects(llm))
-    table = Table("object of a running engine", "of", "found", title="Engine")
-    for finding in findings:
-        table.add_row(finding.seam.live, finding.seam.target, finding.problem or "yes")
-    console.print(table)
-    return [
-        f"{finding.seam.live} of a running engine {finding.problem}: install a vLLM {SUPPORTED_RANGE}."
-        for finding in findings
-        if finding.problem
-    ]
 
 
 def _register(console: Console) -> None:

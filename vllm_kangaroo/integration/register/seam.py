@@ -18,9 +18,8 @@ class Seam:
     ``target`` is ``module:attribute.path``. ``parameters`` are argument names that it must accept, or, of a class, the
     attributes that its instances must have. ``process`` names the processes in which it matters; the offline ``LLM``
     is an API server here. ``upstream`` is vLLM's own issue, pull request or page about it, where one is known.
-    ``until`` says when the entry can go. ``live`` names the object of a running engine on which ``parameters`` are
-    looked up as well, and ``set_later``, which no source of the class shows: see
-    :mod:`vllm_kangaroo.integration.register.live`.
+    ``until`` says when the entry can go. ``live`` names the object of a running engine that has ``parameters``, and
+    ``set_later``, which no source of the class shows.
     """
 
     target: str

@@ -1,14 +1,13 @@
 """The register of seams: every place of vLLM's internals this package leans on, and whether the installed vLLM has it.
 
 :func:`check` looks them up in vLLM's modules, so that a moved seam is reported by name (``vllm-kangaroo doctor``, and a
-test) instead of failing somewhere deep. :mod:`vllm_kangaroo.integration.register.live` does so in a running engine.
+test) instead of failing somewhere deep.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,25 +35,6 @@ SEAMS: tuple[Seam, ...] = (
 def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
     """Look every seam up in the installed vLLM."""
     return [Finding(seam, problem(seam)) for seam in seams]
-
-
-def check_live(objects: Mapping[str, Any], seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
-    """Look up on a running engine's objects, by name, what their seams say they have.
-
-    Args:
-        objects: see :func:`vllm_kangaroo.integration.register.live.objects`.
-    """
-    findings = []
-    for seam in seams:
-        if not seam.live:
-            continue
-        if objects.get(seam.live) is None:
-            findings.append(Finding(seam, f"no {seam.live} in the engine"))
-            continue
-        wanted = seam.parameters + seam.set_later
-        missing = [name for name in wanted if not hasattr(objects[seam.live], name)]
-        findings.append(Finding(seam, _lacks(missing)))
-    return findings
 
 
 def problem(seam: Seam) -> str:
