@@ -113,14 +113,3 @@ def test_a_moved_seam_is_told_by_name() -> None:
     assert said[1] == "lacks colour"
     assert "no_such_module" in said[2]
     assert said[3] == "lacks hue"
-
-
-def test_what_a_live_object_lacks_is_told() -> None:
-    class Runner:
-        device = "cpu"
-
-    seam = Seam("a:b", "read", "a test", ("device", "novelty"), live="runner", set_later=("later",))
-    (lacking,) = seams.check_live({"runner": Runner()}, (seam,))
-    assert lacking.problem == "lacks novelty, later"
-    (absent,) = seams.check_live({}, (seam,))
-    assert absent.problem == "no runner in the engine"
