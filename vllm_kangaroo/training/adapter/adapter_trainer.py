@@ -30,6 +30,16 @@ Figures = dict[int, dict[str, float]]
 """By exit: `Agreement.means`."""
 
 
+def scheduled_rate(options: AdapterTrainingOptions, steps: int, step: int) -> float:
+    """Learning rate of a step of a run of ``steps``: linear warm-up, then a cosine to a tenth of the peak."""
+    warmup = min(options.warmup_steps, steps // 2)
+    peak = options.learning_rate
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return peak * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run is: steps done, smoothed loss in nats (mean of the exits), seconds spent."""
@@ -59,12 +69,7 @@ class AdapterTrainer:
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to a tenth of it."""
-        warmup = min(self.options.warmup_steps, self.steps // 2)
-        peak = self.options.learning_rate
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        done = (step - warmup) / max(self.steps - warmup, 1)
-        return peak * (0.55 + 0.45 * math.cos(math.pi * done))
+        return scheduled_rate(self.options, self.steps, step)
 
     def step(self) -> None:
         """One optimizer step over the batch that `Order` gives it."""

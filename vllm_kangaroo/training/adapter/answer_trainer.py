@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
-from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
+from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress, scheduled_rate
 from vllm_kangaroo.training.adapter.answer_data import AnswerBatch, AnswerData, BatchOrder
 from vllm_kangaroo.training.adapter.loss import (
     Head,
@@ -57,12 +57,7 @@ class AnswerTrainer:
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to a tenth of it."""
-        warmup = min(self.options.warmup_steps, self.steps // 2)
-        peak = self.options.learning_rate
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        done = (step - warmup) / max(self.steps - warmup, 1)
-        return peak * (0.55 + 0.45 * math.cos(math.pi * done))
+        return scheduled_rate(self.options, self.steps, step)
 
     def step(self) -> None:
         """One optimizer step over the documents that `BatchOrder` gives it."""
