@@ -63,7 +63,7 @@ def plain_step(trainer: AdapterTrainer, whole: bool) -> None:
     target, options = trainer.target, trainer.options
     ids, counted = trainer.windows.select(np.arange(options.batch_size))
     ids, counted = ids.to(options.device), counted.to(options.device)
-    adapter = trainer.pupils[0].adapter
+    adapter = trainer.trainees[0].adapter
     adapter.zero_grad()
     with torch.no_grad():
         decoder = target.model.get_decoder()

@@ -14,10 +14,11 @@ from transformers import Phi3Config, Phi3ForCausalLM
 from tests.training.models import make_gemma, make_llama
 from vllm_kangaroo.adapters.reference import KangarooAdapter
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
-from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Progress
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.adapter.trainee import start_adapter
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run.target import Target, TargetError
+from vllm_kangaroo.training.run.trainer import Progress
 
 
 def options(folder: Path, **changes: Any) -> AdapterTrainingOptions:
@@ -39,7 +40,7 @@ def load(options: AdapterTrainingOptions) -> Target:
 
 
 def adapter(trainer: AdapterTrainer) -> KangarooAdapter:
-    return trainer.pupils[0].adapter
+    return trainer.trainees[0].adapter
 
 
 def random_windows(vocab_size: int = 97, answers: float = 1.0) -> Windows:
@@ -203,11 +204,11 @@ def trained(folder: Path, steps: int = 12, answers: float = 0.5, **changes: Any)
 def test_adapters_of_one_pass_are_those_trained_alone(tmp_path: Path, targets: str) -> None:
     make_llama(tmp_path)
     together = trained(tmp_path, exit_layer=(1, 3), targets=targets)
-    for pupil, layer in zip(together.pupils, (1, 3), strict=True):
+    for trainee, layer in zip(together.trainees, (1, 3), strict=True):
         alone = adapter(trained(tmp_path, exit_layer=(layer,), targets=targets))
-        assert pupil.exit_layer == layer
-        assert all(map(torch.equal, pupil.adapter.parameters(), alone.parameters()))
-    first, second = (pupil.adapter.parameters() for pupil in together.pupils)
+        assert trainee.exit_layer == layer
+        assert all(map(torch.equal, trainee.adapter.parameters(), alone.parameters()))
+    first, second = (trainee.adapter.parameters() for trainee in together.trainees)
     assert not any(map(torch.equal, first, second))
 
 
@@ -243,7 +244,7 @@ def test_a_cache_bounds_memory_and_changes_no_weight(tmp_path: Path) -> None:
     plain = trained(tmp_path, 25, **exits)
     assert plain.features.kept == 0
     for at in range(2):
-        weights = [list(part.pupils[at].adapter.parameters()) for part in [*parts, plain]]
+        weights = [list(part.trainees[at].adapter.parameters()) for part in [*parts, plain]]
         for other in weights[1:3]:
             assert all(map(torch.equal, weights[0], other))
         for ours, theirs in zip(weights[0], weights[3], strict=True):
@@ -270,7 +271,7 @@ def test_best_weights_are_kept(tmp_path: Path, targets: str, key: str, other: st
 
     trainer.run(after_step)
     trainer.restore(trainer.state())
-    trainer.pupils[0].take_best()
-    assert trainer.pupils[0].best.step == 6
+    trainer.trainees[0].take_best()
+    assert trainer.trainees[0].best.step == 6
     assert all(map(torch.equal, seen[6], adapter(trainer).parameters()))
     assert not any(map(torch.equal, seen[9], adapter(trainer).parameters()))

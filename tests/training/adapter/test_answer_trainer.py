@@ -139,7 +139,7 @@ def test_training_helps(made: Path, kind: str, targets: str) -> None:
     key = "top1_agreement" if targets == "text" else "expected_acceptance"
     assert after[key] > before[key] + 0.02, (before, after)
     if kind == "memory":
-        memory = run.pupils[0].adapter.memory
+        memory = run.trainees[0].adapter.memory
         assert memory is not None and memory.proj.weight.abs().sum() > 0
 
 

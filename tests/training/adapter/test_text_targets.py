@@ -99,14 +99,14 @@ def test_a_step_follows_the_gradient_of_the_plain_formula(tmp_path: Path) -> Non
     }
     adapter(trainer).zero_grad()
     grads: dict[str, torch.Tensor] = {}
-    pupil = trainer.pupils[0]
+    trainee = trainer.trainees[0]
 
     def look(rate: float) -> None:
         grads.update(
-            {name: p.grad for name, p in pupil.adapter.named_parameters() if p.grad is not None}
+            {name: p.grad for name, p in trainee.adapter.named_parameters() if p.grad is not None}
         )
 
-    pupil.step = look  # type: ignore[method-assign]
+    trainee.step = look  # type: ignore[method-assign]
     trainer.step()
     assert trainer.progress.loss == pytest.approx((total / count).item(), rel=1e-5)
     assert grads.keys() == expected.keys() and len(grads) == 6

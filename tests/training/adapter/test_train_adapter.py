@@ -176,7 +176,7 @@ def test_a_run_killed_while_it_writes_the_adapter_is_finished(
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vllm_kangaroo.training.adapter.train_adapter.remove_state", dies)
+        patch.setattr("vllm_kangaroo.training.run.loop.remove_state", dies)
         assert CliRunner().invoke(train_app, args).exit_code == 9
     (folder / "late" / ".model.safetensors.1").write_bytes(b"torn")
     first = weights(folder / "late")

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.training.models import make_llama
-from vllm_kangaroo.training.adapter.adapter_trainer import Progress
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.exits.exit_loss import backward, exit_weights
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
 from vllm_kangaroo.training.exits.layer_dropout import draw, hooked, probabilities
+from vllm_kangaroo.training.run.trainer import Progress
 
 
 def options(**changes: Any) -> ExitTrainingOptions:

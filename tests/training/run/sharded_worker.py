@@ -13,10 +13,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
-from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Progress
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run import parallel
 from vllm_kangaroo.training.run.target import Target
+from vllm_kangaroo.training.run.trainer import Progress
 
 STEPS = 12
 RESULT = "result-{}-{}.pt"
@@ -79,8 +80,8 @@ def train(folder: Path, shard: bool, targets: str) -> dict[str, Any]:
         "config": target.adapter_config(1, "float32", {}).model_dump(mode="json"),
         "bare": bare,
         "figures": trainer.measure(held_out),
-        "weights": [pupil.adapter.state_dict() for pupil in trainer.pupils],
-        "resumed": [pupil.adapter.state_dict() for pupil in again.pupils],
+        "weights": [trainee.adapter.state_dict() for trainee in trainer.trainees],
+        "resumed": [trainee.adapter.state_dict() for trainee in again.trainees],
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vllm_kangaroo.adapters.config import ModelType
+from vllm_kangaroo.training.run.training_options import TrainingOptions
 
 MODEL_TYPES: dict[str, ModelType] = {
     "attention": "kangaroo_adapter",
@@ -16,18 +17,13 @@ MODEL_TYPES: dict[str, ModelType] = {
 }
 
 
-class AdapterTrainingOptions(BaseModel):
+class AdapterTrainingOptions(TrainingOptions):
     """Options of ``vllm-kangaroo train adapter``; the flags are the field names with dashes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="local checkpoint directory of the target")
     data: tuple[Path, ...] = Field(
         default=(),
         description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice",
-    )
-    held_out: tuple[Path, ...] = Field(
-        default=(), description="files to measure on, one figure each, beside a split of the data"
     )
     answers: tuple[Path, ...] = Field(
         default=(),
@@ -59,14 +55,6 @@ class AdapterTrainingOptions(BaseModel):
     out: Path = Field(
         description="directory to write the adapter to; of several, to exit-L inside it"
     )
-    steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps; one pass over the data if not given"
-    )
-    batch_size: int = Field(default=8, ge=1, description="windows a step")
-    accumulate: int = Field(
-        default=1, ge=1, description="parts in which a step's windows are computed, to save memory"
-    )
-    window: int = Field(default=256, ge=8, description="tokens a window")
     targets: Literal["model", "text", "acceptance"] = Field(
         default="model",
         description="what to learn: the model's distribution over the next token; the token that "
@@ -94,8 +82,6 @@ class AdapterTrainingOptions(BaseModel):
     warmup_steps: int = Field(
         default=50, ge=0, description="linear warm-up, then cosine to a tenth"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="of the matrices")
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     init: Literal["next-layer", "random"] = Field(
         default="next-layer",
         description="start attention from that of the target's layer after the exit, or at random",
@@ -103,32 +89,19 @@ class AdapterTrainingOptions(BaseModel):
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="of the target, of the adapter's products, as stored"
     )
-    device: str = Field(default="cpu", description="cpu, cuda, ...")
     shard: bool = Field(
         default=False,
         description="spread the target's layers over the processes that torchrun started, for a "
         "target larger than a device",
     )
     seed: int = Field(default=0, ge=0, description="order of data, split and initial weights")
-    held_out_fraction: float = Field(
-        default=0.02, gt=0, lt=1, description="windows of the data kept for measuring"
-    )
-    held_out_windows: int = Field(
-        default=64, ge=1, description="most windows measured on, of the data and of each file"
-    )
     eval_every: int = Field(
         default=200, ge=1, description="steps between measurements, the best of which is kept"
     )
-    save_every: int = Field(default=100, ge=1, description="steps between saves of the state")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_source()
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"--accumulate {self.accumulate} is more than the {self.batch_size} windows of a "
-                "step; give a larger --batch-size or a smaller --accumulate"
-            )
         if len(set(self.exit_layer)) < len(self.exit_layer):
             raise ValueError(f"--exit-layer {self.exit_layer} names an exit twice; name it once")
         if self.shard and self.cache_gib:

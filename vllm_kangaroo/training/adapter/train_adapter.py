@@ -8,21 +8,19 @@ import torch
 from rich.console import Console
 
 from vllm_kangaroo.adapters.checkpoint import save_adapter
-from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import data_files, of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
-from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer, Figures, Progress
+from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.adapter.on_policy import ANSWERS_FILE, answer_data
+from vllm_kangaroo.training.adapter.trainer_base import DRAWN
 from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run import parallel
-from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import loss_note, training_progress
-from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.loop import TrainingRun
 from vllm_kangaroo.training.run.target import Target
-
-DRAWN = ("expected_acceptance", "top1_agreement")
+from vllm_kangaroo.training.run.trainer import Figures
 
 
 def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[AdapterConfig]:
@@ -40,9 +38,9 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
     """
     device = parallel.join(options.device)
     try:
-        run = {**_run_identity(options), "processes": parallel.size()}
+        identity = {**_run_identity(options), "processes": parallel.size()}
         own = options.model_copy(update={"device": device})
-        configs = _train(own, run, Console(quiet=True) if parallel.rank() else console)
+        configs = _train(own, identity, Console(quiet=True) if parallel.rank() else console)
         parallel.wait()  # all leave with nothing under way
         return configs
     finally:
@@ -50,16 +48,10 @@ def train_adapter(options: AdapterTrainingOptions, console: Console) -> list[Ada
 
 
 def _train(
-    options: AdapterTrainingOptions, run: dict[str, Any], console: Console
+    options: AdapterTrainingOptions, identity: dict[str, Any], console: Console
 ) -> list[AdapterConfig]:
-    first = parallel.rank() == 0
-    state = load_state(options.out, run)
-    for exit_layer in options.exit_layer if state is None else ():
-        if (options.out_of(exit_layer) / CONFIG_FILE).exists():
-            raise ResumeError(
-                f"--out '{options.out_of(exit_layer)}' already holds an adapter; name a new "
-                "directory"
-            )
+    run = TrainingRun(options, identity, DRAWN, console)
+    run.refuse_results(map(options.out_of, options.exit_layer), "an adapter")
     origin = of_checkpoint()
     dtype = getattr(torch, options.dtype)
     with telling(console, "loading the model"):
@@ -78,8 +70,8 @@ def _train(
         held_out = reader.held_out(options.held_out)
     data = options.data
     if options.on_policy:
-        if first:
-            answer_data(options, _answer_identity(run), console)
+        if parallel.rank() == 0:
+            answer_data(options, _answer_identity(identity), console)
         parallel.wait()
         data = (options.out / ANSWERS_FILE,)
     with telling(console, "reading data"):
@@ -88,51 +80,21 @@ def _train(
     steps = options.steps or max(len(windows) // options.batch_size, 1)
     trainer = AdapterTrainer(target, windows, steps, options)
     console.print(trainer.features.describe())
-    if state is None:
+    if not run.goes_on:
         with telling(console, "measuring the bare exit heads"):
             bare = {name: trainer.measure(part, bare=True) for name, part in held_out.items()}
-        rows: list[Row] = []
+        run.kept["bare"] = bare
         _print(console, "bare exit head", bare)
-    else:
-        bare, rows = state["bare"], state["rows"]
-        trainer.restore(state["trainer"])
-        console.print(f"going on after step {trainer.progress.step}")
-
-    def save() -> None:
-        if not first:
-            return
-        saved = {"run": run, "bare": bare, "rows": rows, "trainer": trainer.state()}
-        save_state(options.out, saved)
+    run.resume(trainer)
 
     def measure() -> Figures:
         figures = trainer.measure(held_out[SPLIT])
         trainer.keep_best(figures)
-        rows.extend(_rows(trainer, figures))
-        if first:
-            write_curve(options.out, rows, DRAWN)
+        if trainer.progress.step < steps:
+            _print(console, f"step {trainer.progress.step}", {SPLIT: figures})
         return figures
 
-    with training_progress(console, steps, trainer.progress.step) as told:
-        seen = ""
-
-        def after_step(progress: Progress) -> None:
-            nonlocal seen
-            if progress.step % options.eval_every == 0 and progress.step < steps:
-                figures = measure()
-                seen = _describe(figures[options.exit_layer[0]])
-                _print(console, f"step {progress.step}", {SPLIT: figures})
-            told.update(progress.step, loss_note(progress.loss, seen))
-            if progress.step % options.save_every == 0:
-                save()
-
-        try:
-            trainer.run(after_step)
-        except KeyboardInterrupt:
-            save()
-            raise
-    if not rows or rows[-1]["step"] < steps:
-        measure()
-    save()
+    run.train(trainer, measure, lambda figures: _describe(figures[options.exit_layer[0]]))
     training = {
         **origin,
         "options": options.model_dump(mode="json"),
@@ -144,9 +106,8 @@ def _train(
         "processes": parallel.size(),
         "seconds": round(trainer.progress.seconds, 1),
     }
-    configs = _save_best(trainer, options, training, held_out, bare, console)
-    if first:
-        remove_state(options.out)
+    configs = _save_best(trainer, options, training, held_out, run.kept["bare"], console)
+    run.finish()
     return configs
 
 
@@ -159,19 +120,19 @@ def _save_best(
     console: Console,
 ) -> list[AdapterConfig]:
     """Write the best weights of each adapter, with their figures."""
-    for pupil in trainer.pupils:
-        pupil.take_best()
+    for trainee in trainer.trainees:
+        trainee.take_best()
     with telling(console, "measuring what is saved"):
         best = {name: trainer.measure(part) for name, part in held_out.items()}
     _print(console, "adapter", best)
     configs = []
-    for pupil in trainer.pupils:
-        layer = pupil.exit_layer
+    for trainee in trainer.trainees:
+        layer = trainee.exit_layer
         figures = {"adapter": _rounded(best, layer), "bare_exit_head": _rounded(bare, layer)}
-        own = {**training, "best_step": pupil.best.step, "figures": figures}
+        own = {**training, "best_step": trainee.best.step, "figures": figures}
         config = trainer.target.adapter_config(layer, options.dtype, own)
         if parallel.rank() == 0:
-            save_adapter(pupil.adapter, config, options.out_of(layer))
+            save_adapter(trainee.adapter, config, options.out_of(layer))
         configs.append(config)
     return configs
 
@@ -182,27 +143,11 @@ def _run_identity(options: AdapterTrainingOptions) -> dict[str, Any]:
     return {**fixed, "sha256": hashes(sorted({*options.data, *options.held_out}))}
 
 
-def _answer_identity(run: dict[str, Any]) -> dict[str, Any]:
+def _answer_identity(identity: dict[str, Any]) -> dict[str, Any]:
     """Of that, what fixes the model's own answers."""
     names = ("model", "data", "dtype", "seed", "on_policy_temperature", "on_policy_tokens")
-    own = {name: run[name] for name in names}
-    return {**own, "sha256": {name: run["sha256"][name] for name in run["data"]}}
-
-
-def _rows(trainer: AdapterTrainer, figures: Figures) -> list[Row]:
-    """A measurement as rows of the curve, one per exit."""
-    progress, options = trainer.progress, trainer.options
-    return [
-        {
-            "step": progress.step,
-            "tokens": progress.step * options.batch_size * options.window,
-            "learning_rate": trainer.learning_rate(progress.step),
-            "training_loss": progress.loss,
-            "exit_layer": exit_layer,
-            **{f"held_out_{key}" if key == "loss" else key: value for key, value in each.items()},
-        }
-        for exit_layer, each in figures.items()
-    ]
+    own = {name: identity[name] for name in names}
+    return {**own, "sha256": {name: identity["sha256"][name] for name in identity["data"]}}
 
 
 def _describe(figures: dict[str, float]) -> str:

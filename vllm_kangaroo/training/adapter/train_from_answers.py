@@ -9,18 +9,16 @@ import torch
 from rich.console import Console
 
 from vllm_kangaroo.adapters.checkpoint import save_adapter
-from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.provenance import of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
+from vllm_kangaroo.training.adapter.trainer_base import DRAWN
 from vllm_kangaroo.training.answers.shards import read_index
-from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import loss_note, training_progress
-from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.loop import TrainingRun
 from vllm_kangaroo.training.run.target import Target
-
-DRAWN = ("expected_acceptance", "top1_agreement")
+from vllm_kangaroo.training.run.trainer import Figures
 
 
 def train_from_answers(options: AdapterTrainingOptions, console: Console) -> list[AdapterConfig]:
@@ -37,17 +35,13 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
     """
     data = AnswerData(options.answers, options.exit_layer)
     held_out = AnswerData(options.held_out_answers, options.exit_layer)
-    run = {
+    identity = {
         **options.model_dump(mode="json", exclude={"out", "save_every"}),
         "documents": len(data),
         "answer_tokens": data.answer_tokens,
     }
-    state = load_state(options.out, run)
-    for exit_layer in options.exit_layer if state is None else ():
-        if (options.out_of(exit_layer) / CONFIG_FILE).exists():
-            raise ResumeError(
-                f"--out '{options.out_of(exit_layer)}' already holds an adapter; name a new directory"
-            )
+    run = TrainingRun(options, identity, DRAWN, console)
+    run.refuse_results(map(options.out_of, options.exit_layer), "an adapter")
     origin = of_checkpoint()
     # Of the target only the head is run: in float32, the faster on CPUs without bfloat16.
     dtype = torch.float32 if options.device == "cpu" else getattr(torch, options.dtype)
@@ -58,55 +52,22 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
         f"{len(data)} answers of {data.answer_tokens} tokens, {len(held_out)} of "
         f"{held_out.answer_tokens} held out"
     )
-    rows: list[Row] = []
-    if state is not None:
-        rows = state["rows"]
-        trainer.restore(state["trainer"])
-        console.print(f"going on after step {trainer.progress.step}")
+    run.resume(trainer)
 
-    def save() -> None:
-        save_state(options.out, {"run": run, "rows": rows, "trainer": trainer.state()})
-
-    def measure() -> None:
+    def measure() -> Figures:
         figures = trainer.measure(held_out)
         trainer.keep_best(figures)
-        progress = trainer.progress
-        rows.extend(
-            {
-                "step": progress.step,
-                "learning_rate": trainer.learning_rate(progress.step),
-                "training_loss": progress.loss,
-                "exit_layer": exit_layer,
-                **{("held_out_loss" if key == "loss" else key): of for key, of in each.items()},
-            }
-            for exit_layer, each in figures.items()
-        )
-        write_curve(options.out, rows, DRAWN)
         by_exit = ", ".join(
             f"exit {layer}: acceptance {each['expected_acceptance']:.3f} agreement "
             f"{each['top1_agreement']:.3f}"
             for layer, each in figures.items()
         )
-        console.print(f"step {progress.step}: {by_exit}")
+        console.print(f"step {trainer.progress.step}: {by_exit}")
+        return figures
 
-    with training_progress(console, trainer.steps, trainer.progress.step) as told:
-        try:
-            while trainer.progress.step < trainer.steps:
-                trainer.step()
-                progress = trainer.progress
-                told.update(progress.step, loss_note(progress.loss))
-                if progress.step % options.eval_every == 0 and progress.step < trainer.steps:
-                    measure()
-                if progress.step % options.save_every == 0:
-                    save()
-        except KeyboardInterrupt:
-            save()
-            raise
-    if not rows or rows[-1]["step"] < trainer.steps:
-        measure()
-    save()
-    configs = _save_best(trainer, held_out, origin, run, console)
-    remove_state(options.out)
+    run.train(trainer, measure)
+    configs = _save_best(trainer, held_out, origin, identity, console)
+    run.finish()
     return configs
 
 
@@ -121,29 +82,29 @@ def _save_best(
     trainer: AnswerTrainer,
     held_out: AnswerData,
     origin: dict[str, Any],
-    run: dict[str, Any],
+    identity: dict[str, Any],
     console: Console,
 ) -> list[AdapterConfig]:
     """Write the best weights of each adapter, with their figures by draft."""
     options = trainer.options
-    for pupil in trainer.pupils:
-        pupil.take_best()
+    for trainee in trainer.trainees:
+        trainee.take_best()
     numbers = range(1, options.round_length + 1) if options.kind == "memory" else (1,)
     by_draft = [trainer.measure(held_out, number) for number in numbers]
     configs = []
-    for pupil in trainer.pupils:
-        layer = pupil.exit_layer
+    for trainee in trainer.trainees:
+        layer = trainee.exit_layer
         figures = [{key: round(of, 4) for key, of in each[layer].items()} for each in by_draft]
         training = {
             **origin,
-            "options": {key: _without_folders(of) for key, of in run.items()},
+            "options": {key: _without_folders(of) for key, of in identity.items()},
             "answers": [
                 {key: of for key, of in read_index(each).items() if key != "model"}
                 for each in options.answers
             ],
             "steps": trainer.steps,
             "seconds": round(trainer.progress.seconds, 1),
-            "best_step": pupil.best.step,
+            "best_step": trainee.best.step,
             "figures_by_draft": figures,
         }
         vocab = trainer.draft_vocab
@@ -154,7 +115,7 @@ def _save_best(
             options.model_type,
             None if vocab is None else len(vocab),
         )
-        save_adapter(pupil.adapter, config, options.out_of(layer))
+        save_adapter(trainee.adapter, config, options.out_of(layer))
         agreement = ", ".join(f"{each['top1_agreement']:.3f}" for each in figures)
         console.print(f"exit {layer}: agreement by draft {agreement}")
         configs.append(config)

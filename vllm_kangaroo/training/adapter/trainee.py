@@ -23,7 +23,7 @@ class Best:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Pupil:
+class Trainee:
     """An adapter of one exit and its AdamW (betas 0.9 and 0.95, as in the paper)."""
 
     def __init__(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from vllm_kangaroo.training.run.training_options import DataOptions
 
 
-class AnswerOptions(BaseModel):
+class AnswerOptions(DataOptions):
     """Options of ``vllm-kangaroo train answers``; the flags are the field names with dashes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="local checkpoint directory of the target")
     data: tuple[Path, ...] = Field(

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from vllm_kangaroo.training.run.training_options import TrainingOptions
 
 
-class ExitTrainingOptions(BaseModel):
+class ExitTrainingOptions(TrainingOptions):
     """Options of ``vllm-kangaroo train exits``; the flags are the field names with dashes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: tuple[Path, ...] = Field(
-        min_length=1,
-        description=".txt or .jsonl files, also .xz or .gz; a file named twice counts twice",
-    )
     out: Path = Field(description="directory to write the checkpoint to")
     model: str | None = Field(
         default=None, description="local checkpoint directory of a model to train on"
@@ -26,9 +22,6 @@ class ExitTrainingOptions(BaseModel):
     )
     tokenizer: str | None = Field(
         default=None, description="local directory of the tokenizer; that of --model if not given"
-    )
-    held_out: tuple[Path, ...] = Field(
-        default=(), description="files to measure on, beside a split of the data"
     )
     exit_layer: tuple[int, ...] = Field(
         default=(),
@@ -53,14 +46,6 @@ class ExitTrainingOptions(BaseModel):
     loss_on: Literal["all", "answers"] = Field(
         default="all", description="tokens of conversations that the loss counts"
     )
-    steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps; one pass over the data if not given"
-    )
-    batch_size: int = Field(default=8, ge=1, description="windows a step")
-    accumulate: int = Field(
-        default=1, ge=1, description="parts in which a step's windows are computed, to save memory"
-    )
-    window: int = Field(default=256, ge=8, description="tokens a window")
     long_window: int | None = Field(
         default=None, ge=8, description="tokens a window in some of the steps, of as many tokens"
     )
@@ -82,13 +67,9 @@ class ExitTrainingOptions(BaseModel):
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="of products, and as stored; weights train in float32"
     )
-    device: str = Field(default="cpu", description="cpu, cuda, ...")
     seed: int = Field(default=0, ge=0, description="order of data, dropout, exits, initial weights")
     held_out_fraction: float = Field(
         default=0.01, gt=0, lt=1, description="windows of the data kept for measuring"
-    )
-    held_out_windows: int = Field(
-        default=64, ge=1, description="most windows measured on, of the data and of each file"
     )
     eval_every: int = Field(default=500, ge=1, description="steps between measurements")
     save_every: int = Field(default=500, ge=1, description="steps between saves of the state")
@@ -102,11 +83,6 @@ class ExitTrainingOptions(BaseModel):
             )
         if self.config is not None and self.tokenizer is None:
             raise ValueError(f"--config {self.config} needs --tokenizer; name its directory")
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"--accumulate {self.accumulate} is more than the {self.batch_size} windows of a "
-                "step; give a larger --batch-size or a smaller --accumulate"
-            )
         if self.long_window is not None and self.batch_size * self.window % self.long_window:
             raise ValueError(
                 f"--long-window {self.long_window} does not divide the {self.batch_size} x "

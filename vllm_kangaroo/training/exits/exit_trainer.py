@@ -5,27 +5,23 @@ Everything drawn at random is a function of seed and step, so that a run can go 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
 from vllm_kangaroo.training.data.windows import Order, Windows
 from vllm_kangaroo.training.exits.exit_loss import backward, exit_weights
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.layer_dropout import draw, hooked, probabilities
 from vllm_kangaroo.training.run.own_logits import OwnLogits
+from vllm_kangaroo.training.run.trainer import Figures, Trainer
 
 
-class ExitTrainer:
-    """The training loop's state and its one step."""
+class ExitTrainer(Trainer):
+    """A whole model learns, its exits beside it; the loss that is told is the full model's share."""
 
     def __init__(
         self,
@@ -35,10 +31,9 @@ class ExitTrainer:
         steps: int,
         options: ExitTrainingOptions,
     ) -> None:
+        super().__init__(steps)
         self.model = model.to(options.device).float().train()
         self.options = options
-        self.steps = steps
-        self.progress = Progress()
         self.layers = len(self.model.get_decoder().layers)
         self.logits = OwnLogits(self.model)
         tokens = options.batch_size * options.window
@@ -67,28 +62,28 @@ class ExitTrainer:
     def _random(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.options.seed, step, 1])
 
-    def step(self) -> None:
-        """One optimizer step."""
-        begin = time.monotonic()
-        done = self.progress.step
+    def schedule(self, step: int) -> dict[str, float]:
+        """See `Trainer.schedule`."""
+        tokens = step * self.options.batch_size * self.options.window
+        return {"tokens": tokens, "rate": self.rate(step)}
+
+    def _train(self, step: int) -> float | None:
         options = self.options
-        long = len(self.sources) > 1 and self._random(done).random() < options.long_share
+        long = len(self.sources) > 1 and self._random(step).random() < options.long_share
         windows, order = self.sources[long]
-        rows = order.rows(done)
-        chances = probabilities(self.layers, options.layer_dropout * self._ramp(done))
-        skipped = draw(len(rows), chances, options.seed * 1_000_003 + done)
-        loss = self.progress.loss
+        rows = order.rows(step)
+        chances = probabilities(self.layers, options.layer_dropout * self._ramp(step))
+        skipped = draw(len(rows), chances, options.seed * 1_000_003 + step)
         counted = windows.counted[rows][:, :-1]
-        if counted.any():
-            parts = np.array_split(np.arange(len(rows)), min(options.accumulate, len(rows)))
-            full = sum(
-                self._backward(windows, rows[part], skipped[:, part], int(counted.sum()), done)
-                for part in parts
-            )
-            self._follow(done)
-            loss = full if math.isnan(loss) else 0.98 * loss + 0.02 * full
-        seconds = self.progress.seconds + time.monotonic() - begin
-        self.progress = Progress(done + 1, loss, seconds)
+        if not counted.any():
+            return None
+        parts = np.array_split(np.arange(len(rows)), min(options.accumulate, len(rows)))
+        full = sum(
+            self._backward(windows, rows[part], skipped[:, part], int(counted.sum()), step)
+            for part in parts
+        )
+        self._follow(step)
+        return full
 
     def _ramp(self, step: int) -> float:
         if not self.options.dropout_ramp or self.steps == 1:
@@ -170,26 +165,18 @@ class ExitTrainer:
             for layer in exits
         }
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a later process needs to go on as if never stopped."""
+    def weights(self) -> dict[str, Any]:
+        """See `Trainer.weights`."""
         return {
-            "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up `state` of an earlier process."""
-        self.progress = replace(self.progress, **state["progress"])
+    def restore_weights(self, state: dict[str, Any]) -> None:
+        """See `Trainer.restore_weights`."""
         self.model.load_state_dict(state["model"])
         for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
-
-    def run(self, after_step: Callable[[Progress], None]) -> None:
-        """Step until `steps` are done, calling ``after_step`` each time."""
-        while self.progress.step < self.steps:
-            self.step()
-            after_step(self.progress)
 
 
 def _optimizers(model: Any, options: ExitTrainingOptions) -> list[torch.optim.Optimizer]:

@@ -13,16 +13,13 @@ from rich.console import Console
 
 from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import data_files, of_checkpoint
-from vllm_kangaroo.training.adapter.adapter_trainer import Figures, Progress
 from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
-from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.progress import loss_note, training_progress
-from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.loop import CONFIG_FILE, TrainingRun
 from vllm_kangaroo.training.run.target import TargetError, logits_of
+from vllm_kangaroo.training.run.trainer import Figures
 
-CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.json"
 _DRAWN = ("held_out_loss", "top1_agreement")
 _MOST_MEASURED = 6
@@ -38,11 +35,10 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
         TargetError, DataError: a model, config or data that cannot be used.
         ResumeError: a checkpoint, or the state of another run, in ``out``.
     """
-    run = options.model_dump(mode="json", exclude={"out", "save_every", "eval_every"})
-    run["sha256"] = hashes(sorted({*options.data, *options.held_out}))
-    state = load_state(options.out, run)
-    if state is None and (options.out / CONFIG_FILE).exists():
-        raise ResumeError(f"--out '{options.out}' already holds a model; name a new directory")
+    identity = options.model_dump(mode="json", exclude={"out", "save_every", "eval_every"})
+    identity["sha256"] = hashes(sorted({*options.data, *options.held_out}))
+    run = TrainingRun(options, identity, _DRAWN, console)
+    run.refuse_results([options.out], "a model")
     origin = of_checkpoint()
     torch.manual_seed(options.seed)
     with telling(console, "loading the model"):
@@ -70,42 +66,17 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
     trainer = ExitTrainer(model, windows, long_windows, steps, options)
     _check_exits(options, trainer.layers)
     measured = _measured(options.exit_layer, trainer.layers)
-    rows: list[Row] = []
-    if state is not None:
-        rows = state["rows"]
-        trainer.restore(state["trainer"])
-        console.print(f"going on after step {trainer.progress.step}")
-        del state
+    run.resume(trainer)
 
-    def save() -> None:
-        save_state(options.out, {"run": run, "rows": rows, "trainer": trainer.state()})
-
-    def measure() -> None:
+    def measure() -> Figures:
         with telling(console, "measuring"):
             figures = trainer.measure(held_out[SPLIT], measured)
-        rows.extend(_rows(trainer, figures, tokens))
-        write_curve(options.out, rows, _DRAWN, title="exit")
         console.print(f"step {trainer.progress.step}: {_describe(figures)}")
+        return figures
 
-    if not rows:
-        measure()
-    with training_progress(console, steps, trainer.progress.step) as told:
-
-        def after_step(progress: Progress) -> None:
-            if progress.step % options.eval_every == 0 and progress.step < steps:
-                measure()
-            told.update(progress.step, loss_note(progress.loss))
-            if progress.step % options.save_every == 0:
-                save()
-
-        try:
-            trainer.run(after_step)
-        except KeyboardInterrupt:
-            save()
-            raise
-    if rows[-1]["step"] < steps:
-        measure()
-    save()
+    if not run.rows:
+        run.note(trainer, measure())
+    run.train(trainer, measure)
     training = {
         **origin,
         "options": options.model_dump(mode="json"),
@@ -117,7 +88,7 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
         "figures": {name: trainer.measure(part, measured) for name, part in held_out.items()},
     }
     _write(trainer, tokenizer, training, options)
-    remove_state(options.out)
+    run.finish()
 
 
 def _load(options: ExitTrainingOptions) -> Any:
@@ -164,22 +135,6 @@ def _measured(exits: tuple[int, ...], layers: int) -> list[int]:
     every = sorted(exits) or list(range(1, layers))
     spread = every[:: -(-len(every) // _MOST_MEASURED)] if every else []
     return [*spread, layers]
-
-
-def _rows(trainer: ExitTrainer, figures: Figures, tokens: int) -> list[Row]:
-    progress = trainer.progress
-    return [
-        {
-            "step": progress.step,
-            "tokens": progress.step * tokens,
-            "rate": trainer.rate(progress.step),
-            "training_loss": progress.loss,
-            "exit_layer": layer,
-            "held_out_loss": each["loss"],
-            "top1_agreement": each["top1_agreement"],
-        }
-        for layer, each in figures.items()
-    ]
 
 
 def _describe(figures: Figures) -> str:

@@ -12,9 +12,7 @@ PNG_FILE = "curve.png"
 Row = dict[str, float]
 
 
-def write_curve(
-    directory: Path, rows: Sequence[Row], figures: Sequence[str], title: str = "exit"
-) -> None:
+def write_curve(directory: Path, rows: Sequence[Row], figures: Sequence[str]) -> None:
     """Write ``curve.csv`` and ``curve.png`` into ``directory``, each atomically.
 
     Args:
@@ -23,7 +21,7 @@ def write_curve(
     """
     directory.mkdir(parents=True, exist_ok=True)
     _atomically(directory / CSV_FILE, lambda path: _write_csv(path, rows))
-    _atomically(directory / PNG_FILE, lambda path: _draw(path, rows, figures, title))
+    _atomically(directory / PNG_FILE, lambda path: _draw(path, rows, figures))
 
 
 def _atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -42,7 +40,7 @@ def _write_csv(path: Path, rows: Sequence[Row]) -> None:
         )
 
 
-def _draw(path: Path, rows: Sequence[Row], figures: Sequence[str], title: str) -> None:
+def _draw(path: Path, rows: Sequence[Row], figures: Sequence[str]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,7 +54,7 @@ def _draw(path: Path, rows: Sequence[Row], figures: Sequence[str], title: str) -
     for panel, key in zip(panels[1:], figures, strict=True):
         for exit_layer in dict.fromkeys(row["exit_layer"] for row in rows):
             own = [row for row in rows if row["exit_layer"] == exit_layer]
-            label = f"{title} {exit_layer:g}"
+            label = f"exit {exit_layer:g}"
             panel.plot([r["step"] for r in own], [r[key] for r in own], marker=".", label=label)
         panel.set_ylabel(key.replace("_", " "))
         panel.grid(alpha=0.3)
