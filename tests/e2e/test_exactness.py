@@ -208,7 +208,9 @@ def test_what_vllm_refuses_beside_speculation_is_refused(
 ) -> None:
     from vllm.exceptions import VLLMValidationError
 
-    with pytest.raises(VLLMValidationError, match="vLLM does not support it with speculative decoding"):
+    with pytest.raises(
+        VLLMValidationError, match="vLLM does not support it with speculative decoding"
+    ):
         kangaroo.generate([mixed()[0]], **refused)
 
 

@@ -1,0 +1,167 @@
+"""The end-to-end matrix in the mode users run: compiled passes, verification in one graph, fp32, against vLLM alone.
+
+The engines are small on purpose: prompts come in pieces, requests are pre-empted, and prefixes come from the cache in
+every test. The same with eager passes, one subject a test: ``test_churn.py`` and its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.e2e.checkpoints import make_adapter, make_memory_adapter, make_model
+from tests.e2e.engines import Engine, Engines, Gain, endings, sampling, tokens_of
+from tests.e2e.logprobs import assert_close_logprobs
+from tests.e2e.prompts import mixed
+from tests.e2e.test_compiled import counted
+from tests.e2e.test_structured import ENGINE as GRAMMARS
+from tests.e2e.test_structured import constrained
+from vllm_kangaroo import tiny_adapter, tiny_model
+
+TIGHT: dict[str, Any] = {
+    "max_num_seqs": 6,
+    "max_num_batched_tokens": 48,
+    "num_gpu_blocks_override": 16,
+    "enforce_eager": False,
+    **GRAMMARS,
+}
+TWO_GROUPS: dict[str, Any] = {"num_gpu_blocks_override": 28}  # each group takes blocks of its own
+PROMPTS = [list(prompt) for prompt in mixed()[:9]]
+OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 32}
+DRAFTERS = ("adapter", "memory", "hispec", "two groups")
+
+
+class Pair:
+    """An engine that drafts, and what vLLM alone has to say."""
+
+    def __init__(self, plain: Engine, ours: Engine) -> None:
+        self.plain, self.ours = plain, ours
+        self._said: dict[str, list[Any]] = {}
+
+    def expected(self, name: str, params: Any) -> list[Any]:
+        """Of vLLM alone, for all prompts."""
+        if name not in self._said:
+            self._said[name] = self.plain.generate(PROMPTS, params)
+        return self._said[name]
+
+
+def speculative_config(drafter: str, target: str, folder: Callable[[str], Any]) -> dict[str, Any]:
+    always = {"confidence_threshold": 0.0, "num_speculative_tokens": 4}
+    if drafter == "adapter":
+        return {"method": "kangaroo", "model": tiny_adapter(), **always}
+    if drafter == "memory":
+        made = make_memory_adapter(target, 2, folder("memory"), spread=0.01)
+        return {"method": "kangaroo", "model": made, **always}
+    if drafter == "two groups":
+        return {"method": "kangaroo", "model": make_adapter(target, 3, folder("own")), **always}
+    return {
+        "method": "hispec",
+        "draft_exit_layer": 1,
+        "verify_exit_layer": 3,
+        "draft_tokens_per_round": 2,
+        "num_speculative_tokens": 4,
+    }
+
+
+@pytest.fixture(scope="module", params=DRAFTERS)
+def pair(
+    request: pytest.FixtureRequest, engines: Engines, tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
+    target, arguments = tiny_model(), TIGHT
+    if request.param == "two groups":
+        target = make_model("gemma2", tmp_path_factory.mktemp("gemma2"))
+        arguments = TIGHT | TWO_GROUPS
+    config = speculative_config(request.param, target, tmp_path_factory.mktemp)
+    ours = engines.get(model=target, speculative_config=config, **arguments)
+    assert ours.ladder.joined is not None, "the passes are not compiled"
+    plain = engines.plain(model=target, **arguments | {"enforce_eager": True})
+    return Pair(plain, ours)
+
+
+def check(gain: Gain) -> None:
+    assert gain.totals.accepted < gain.totals.drafted, "no draft was rejected"
+
+
+def test_pieces_preemption_and_prefixes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tokens_of(pair.expected("churn", sampling(**OPTIONS)))
+    passes = counted(pair.ours, monkeypatch)
+    for _ in range(2):  # the second time prompts begin in the cache
+        with pair.ours.drafting() as gain:
+            assert tokens_of(pair.ours.generate(PROMPTS, **OPTIONS)) == expected
+        check(gain)
+        assert gain.totals.preempted > 0, "no request was pre-empted"
+        assert gain.counters["dropped"][0] > 0, "no draft was trimmed"
+    assert gain.totals.cache_hits > 0, "no prompt began in the cache"
+    assert max(map(len, PROMPTS)) > TIGHT["max_num_batched_tokens"]
+    assert passes["joined"] > 0 and passes["top"] > 0
+
+
+def test_aborts_and_requests_that_join(pair: Pair) -> None:
+    expected = tokens_of(pair.expected("churn", sampling(**OPTIONS)))
+    doomed = {"0": 4, "2": 7}
+    with pair.ours.drafting() as gain:
+        ended: dict[str, list[int]] = {}
+        for step, prompt in enumerate(PROMPTS):
+            pair.ours.submit(str(step), prompt, **OPTIONS)
+            ended |= pair.ours.step()
+            gone = [name for name, when in doomed.items() if when == step]
+            if gone:
+                pair.ours.llm.llm_engine.abort_request(gone)
+        ended |= pair.ours.finish()
+    check(gain)
+    survivors = [number for number in range(len(PROMPTS)) if str(number) not in doomed]
+    assert sorted(ended) == [str(number) for number in survivors]
+    assert [ended[str(number)] for number in survivors] == [
+        expected[number][0] for number in survivors
+    ]
+
+
+def test_every_wish_in_one_batch(pair: Pair) -> None:
+    """Grammars, penalties, words kept out, log probabilities, stop strings and none, side by side."""
+    wishes = [
+        constrained("regex", max_tokens=24),
+        sampling(presence_penalty=0.6, frequency_penalty=0.4, repetition_penalty=1.2, **OPTIONS),
+        sampling(logprobs=3, **OPTIONS),
+        sampling(stop=[" the", "?"], max_tokens=32),
+        constrained("choice", max_tokens=24),
+        sampling(bad_words=[" to"], **OPTIONS),
+        sampling(**OPTIONS),
+    ]
+    params = [wishes[number % len(wishes)] for number in range(len(PROMPTS))]
+    expected = pair.expected("wishes", params)
+    with pair.ours.drafting() as gain:
+        outputs = pair.ours.generate(PROMPTS, params)
+    check(gain)
+    assert tokens_of(outputs) == tokens_of(expected)
+    assert endings(outputs) == endings(expected)
+    assert_close_logprobs(outputs[2].outputs[0].logprobs, expected[2].outputs[0].logprobs)
+
+
+def test_seeded_requests(pair: Pair) -> None:
+    """The same again, and the first token, which comes without drafts, as vLLM alone draws it."""
+    options = OPTIONS | {"temperature": 0.8, "top_p": 0.95}
+    params = [sampling(seed=number, **options) for number in range(len(PROMPTS))]
+    expected = tokens_of(pair.expected("seeds", params))
+    with pair.ours.drafting() as gain:
+        found = tokens_of(pair.ours.generate(PROMPTS, params))
+    check(gain)
+    assert [sample[0] for (sample,) in found] == [sample[0] for (sample,) in expected]
+    assert tokens_of(pair.ours.generate(PROMPTS, params)) == found
+
+
+@pytest.mark.parametrize("method", ["kangaroo", "hispec"])
+def test_drawn_drafts_are_those_of_eager_passes(engines: Engines, method: str) -> None:
+    """Whose distribution is that of vLLM alone by chi-squared: ``test_probabilistic.py``."""
+    config = speculative_config("adapter" if method == "kangaroo" else method, tiny_model(), str)
+    config |= {"draft_sample_method": "probabilistic"}
+    options = OPTIONS | {"temperature": 1.0}
+    params = [sampling(seed=number, **options) for number in range(len(PROMPTS))]
+    found = []
+    for arguments in (TIGHT, TIGHT | {"enforce_eager": True}):
+        engine = engines.get(speculative_config=config, **arguments)
+        with engine.drafting() as gain:
+            found.append(tokens_of(engine.generate(PROMPTS, params)))
+        check(gain)
+    assert found[0] == found[1]
