@@ -17,7 +17,7 @@ from vllm_kangaroo.bench.scheduler_comparison import (
     usable,
 )
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
-from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, TraceRequest, read_trace
+from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, TraceRequest, read_trace
 
 
 def test_requests_that_do_not_fit_are_left_out():

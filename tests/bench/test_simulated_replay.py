@@ -17,9 +17,10 @@ from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs
 from vllm_kangaroo.laps_sd.simulator.engine import simulate
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import FrozenLengths
-from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, StepTime
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
 from vllm_kangaroo.laps_sd.simulator.workload import Workload
+from vllm_kangaroo.laps_sd.step_records import StepRecord
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 TRUE = StepTime(
     fixed=0.008, per_token=2e-4, per_prompt_token=1e-4, per_kv=1e-6, per_request=5e-4, draft=1e-3

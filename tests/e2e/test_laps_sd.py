@@ -15,8 +15,8 @@ from tests.e2e.prompts import QUESTIONS, chat, mixed
 from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_in_turns
 from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.step_records import read_steps
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 CLASS = "vllm_kangaroo.LapsSdScheduler"
 # Bands of a millisecond: a request sinks with every step, and any newcomer pre-empts it.

@@ -1,8 +1,9 @@
-"""Traces and step logs: numbers that can be, and every other named by file and line."""
+"""Traces: numbers that can be, and every other named by file and line."""
 
 from __future__ import annotations
 
 import json
+import lzma
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, read_steps
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest, read_trace
+from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, TraceRequest, read_trace
 from vllm_kangaroo.text_inputs import InputError
 
 GOOD: dict[str, Any] = {"prompt": "Name a stone.", "output_tokens": 9}
-STEP = {"seconds": 0.5, "requests": 1, "tokens": 4, "kv_tokens": 9, "drafts": 3, "prompt_tokens": 0}
 NUMBERS = (
     st.floats()
     | st.integers()
@@ -128,32 +127,30 @@ def test_a_real_engine_needs_the_tokens_of_its_model(tmp_path: Path) -> None:
             read_trace(trace(tmp_path, tokens, row), vocabulary=300)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"seconds": math.nan},
-        {"seconds": math.inf},
-        {"seconds": 0.0},
-        {"seconds": "0.5"},
-        {"requests": 0},
-        {"requests": True},
-        {"tokens": 1.5},
-        {"kv_tokens": -1},
-        {"drafts": "3"},
-        {"prompt_tokens": 5},
-        {"more": 1},
-    ],
-)
-def test_impossible_steps_are_named_by_line(tmp_path: Path, changed: dict[str, Any]) -> None:
-    path = trace(tmp_path, STEP, STEP | changed)
-    with pytest.raises(LapsSdError, match=f"^line 2 of steps='{path}' has ") as caught:
-        read_steps(path)
-    assert isinstance(caught.value, InputError)
-
-
-def test_steps_between_blank_lines(tmp_path: Path) -> None:
-    path = trace(tmp_path, STEP, STEP)
-    path.write_text("\ufeff" + path.read_text().replace("\n", "\n\n"))
-    assert read_steps(path) == [StepRecord.model_validate(STEP)] * 2
+def test_traces_of_text_and_of_tokens(tmp_path: Path):
+    file = tmp_path / "trace.jsonl.xz"
+    with lzma.open(file, "wt") as out:
+        out.write('{"prompt": "Hello, world", "output_tokens": 3, "arrival_s": 0.5}\n')
+        out.write('{"prompt_token_ids": [1, 2], "output_tokens": 4, "acceptance": 0.5}\n')
+    one, two = read_trace(file)
+    assert (len(one.prompt_token_ids), one.output_tokens, one.arrival_s) == (3, 3, 0.5)
+    assert (list(two.prompt_token_ids), two.acceptance) == ([1, 2], 0.5)
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"prompt": "a", "output_tokens": 2}\n{"prompt": "b", "output_tokens": 0}\n')
+    with pytest.raises(LapsSdError, match="line 2 of"):
+        read_trace(wrong)
     with pytest.raises(LapsSdError, match="cannot be read"):
-        read_steps(tmp_path / "none.jsonl")
+        read_trace(tmp_path / "nowhere.jsonl")
+
+
+def test_embedded_trace_is_whole():
+    trace = read_trace(DEFAULT_TRACE)
+    assert len(trace) == 2993
+    assert {each.kind for each in trace} >= {"gsm8k", "oasst", "mbpp", "taskmaster4"}
+    assert (
+        1
+        <= min(each.output_tokens for each in trace)
+        < 20
+        < 1000
+        < max(each.output_tokens for each in trace)
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vllm_kangaroo.integration.inspect.pausing import go_on, hold
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from vllm_kangaroo.bench.statistics import Spread
 from vllm_kangaroo.laps_sd.learned import LearnedLengths
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 SCHEDULER = "vllm_kangaroo.LapsSdScheduler"
 

@@ -19,9 +19,10 @@ from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy, fcfs, srpt
 from vllm_kangaroo.laps_sd.simulator.engine import simulate
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import FrozenLengths
-from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord, fit
+from vllm_kangaroo.laps_sd.simulator.step_time import fit
 from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 from vllm_kangaroo.laps_sd.simulator.workload import Workload
+from vllm_kangaroo.laps_sd.step_records import StepRecord
 
 
 class Simulated(NamedTuple):

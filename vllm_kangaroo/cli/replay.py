@@ -26,8 +26,8 @@ from vllm_kangaroo.bench.scheduler_comparison import (
 from vllm_kangaroo.bench.simulated_replay import Model, mean_drafts
 from vllm_kangaroo.console import make_console
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
-from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, read_trace
+from vllm_kangaroo.laps_sd.step_records import read_steps
+from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, read_trace
 
 MOST_FOR_CAPACITY = 300
 """Requests, evenly spaced, that are served to measure the capacity."""

@@ -19,9 +19,10 @@ from vllm_kangaroo.laps_sd.simulator.policy_comparison import (
     compare,
 )
 from vllm_kangaroo.laps_sd.simulator.simulation_results import SimulationResult
-from vllm_kangaroo.laps_sd.simulator.step_time import fit, read_steps
-from vllm_kangaroo.laps_sd.simulator.trace import DEFAULT_TRACE, TraceRequest, read_trace
+from vllm_kangaroo.laps_sd.simulator.step_time import fit
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance
+from vllm_kangaroo.laps_sd.step_records import read_steps
+from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, TraceRequest, read_trace
 
 LOADS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 WAITS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.laps_sd.host import Host, make_scheduler
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import read_steps
+from vllm_kangaroo.laps_sd.step_records import read_steps
 
 
 def test_every_step_is_there_as_soon_as_it_is_done(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from vllm_kangaroo.laps_sd.simulator.policy_comparison import (
     compare,
 )
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork, least_mean_latency
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 STEP_TIMES = st.builds(
     StepTime,

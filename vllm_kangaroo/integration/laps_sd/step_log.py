@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
-from vllm_kangaroo.laps_sd.simulator.step_time import StepRecord
+from vllm_kangaroo.laps_sd.step_records import StepRecord
 
 
 class StepLog:

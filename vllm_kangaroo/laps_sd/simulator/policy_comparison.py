@@ -29,9 +29,9 @@ from vllm_kangaroo.laps_sd.simulator.simulation_results import (
     summarise,
 )
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
 from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork, least_mean_latency
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload, make_workload
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 POLICIES = ("fcfs", "sjf", "las", "laps-sd", "srpt")
 DEMO_STEP_TIME = StepTime(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
-from vllm_kangaroo.laps_sd.simulator.trace import TraceRequest
+from vllm_kangaroo.laps_sd.trace import TraceRequest
 
 
 class Acceptance(BaseModel):
