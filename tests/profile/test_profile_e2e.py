@@ -55,7 +55,7 @@ def test_from_a_model_to_settings(
         yield engines.get(speculative_config=config).llm
 
     monkeypatch.setattr("vllm_kangaroo.profile.timing.engine", inside)
-    monkeypatch.setattr("vllm_kangaroo.profile.timing.SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr("vllm_kangaroo.bench.rounds.SETTLE_SECONDS", 0.0)
     arguments = (
         f"profile --model {tiny_model()} --data {data} --out {tmp_path} --exit-layer {EXIT} "
         f"--adapter {tiny_adapter()} --prompts 8 --tokens 12 --eager --repeats 1 --max-drafts 3 "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_kangaroo.bench.generation import Clock
 from vllm_kangaroo.integration.inspect.pausing import go_on, hold
 from vllm_kangaroo.laps_sd.lengths import HINT_KEY
 from vllm_kangaroo.laps_sd.trace import TraceRequest
@@ -60,10 +61,20 @@ class Feed:
         llm: vLLM's ``LLM``.
         name: of the stream, unique to the engine.
         hints: whether every request says its length, which is the truth.
+        clock: of the process; the engine's own goes by it.
     """
 
-    def __init__(self, llm: Any, stream: Stream, name: str, *, hints: bool = False) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        stream: Stream,
+        name: str,
+        *,
+        hints: bool = False,
+        clock: Clock = perf_counter,
+    ) -> None:
         self.llm = llm
+        self._process_clock = clock
         self._engine = llm.llm_engine
         self._longest = llm.model_config.max_model_len
         self._stream = stream
@@ -86,12 +97,11 @@ class Feed:
         """Go on for that long by the engine's own clock, or until all have ended."""
         until = self._clock + seconds
         while self._left and self._clock < until:
-            began = time.perf_counter()
-            offset = self._clock - began
+            offset = self._clock - self._process_clock()
             self._feed()
             if self._engine.has_unfinished_requests():
                 self._step(offset)
-                self._clock = offset + time.perf_counter()
+                self._clock = offset + self._process_clock()
             else:
                 self._clock = self._last = float(self._stream.arrivals[self._following])
         while not self._left and self._engine.has_unfinished_requests():
@@ -121,7 +131,7 @@ class Feed:
         ended, tokens, cycles = self.served.ended, self.served.tokens, self.served.cycles
         outputs = self._engine.step()
         places = [int(output.request_id.rpartition("-")[2]) for output in outputs]
-        now = offset + time.perf_counter()
+        now = offset + self._process_clock()
         if outputs:  # a step of nothing but unfinished prompts counts with the next
             cycles.append(self._cycle(places, now - self._last))
             self._last = now

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from vllm_kangaroo.bench.accepted import draft_flags
 from vllm_kangaroo.bench.statistics import Acceptance
+
+Clock = Callable[[], float]
+"""Seconds, from any zero."""
 
 _numbers = itertools.count()
 
@@ -25,6 +28,8 @@ class Generation:
     finish_reason: str = ""
     times: list[float] = field(default_factory=list)
     """When each of the steps had ended, in seconds of a clock without a zero."""
+    began: float = 0.0
+    """When the engine got the prompt, or the first of several that it got together, by the same clock."""
 
     def drafted(self) -> list[bool]:
         """Whether each token was an accepted draft."""
@@ -51,7 +56,7 @@ def sampling(temperature: float, max_tokens: int, *, ignore_eos: bool = False) -
 
 
 def generate(
-    llm: Any, prompts: Sequence[Sequence[int]], params: Any
+    llm: Any, prompts: Sequence[Sequence[int]], params: Any, clock: Clock = perf_counter
 ) -> tuple[list[Generation], float]:
     """Generate for prompts of token ids, all handed to the engine at once.
 
@@ -65,16 +70,16 @@ def generate(
         last token, prefill included.
     """
     llm.reset_prefix_cache()
-    found = {f"prompt-{next(_numbers)}": Generation() for _ in prompts}
-    began = perf_counter()
+    began = clock()
+    found = {f"prompt-{next(_numbers)}": Generation(began=began) for _ in prompts}
     for name, token_ids in zip(found, prompts, strict=True):
         llm.llm_engine.add_request(name, {"prompt_token_ids": list(token_ids)}, params)
     while llm.llm_engine.has_unfinished_requests():
         outputs = llm.llm_engine.step()
-        now = perf_counter()
+        now = clock()
         for output in outputs:
             _take(found[output.request_id], output.outputs[0], now)
-    return list(found.values()), perf_counter() - began
+    return list(found.values()), clock() - began
 
 
 def stream(llm: Any, prompt: Sequence[int], params: Any) -> Generator[Generation]:

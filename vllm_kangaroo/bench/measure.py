@@ -8,14 +8,14 @@ from rich.console import Console
 
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_results import BenchResult, RunSetup, Setup, speedups
+from vllm_kangaroo.bench.engine_runs import run_engines, warm_up
 from vllm_kangaroo.bench.engines import EngineSettings, device, without_paths
 from vllm_kangaroo.bench.generation import sampling
-from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
 from vllm_kangaroo.bench.report import number
-from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, RoundOutputs, run_pass, run_rounds
-from vllm_kangaroo.console import telling
+from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass
+from vllm_kangaroo.console import Progress
 from vllm_kangaroo.provenance import of_measurement
 
 
@@ -38,19 +38,27 @@ def measure(
     params = sampling(setup.temperature, setup.max_tokens, ignore_eos=True)
     together = setup.batch_size > 1
     warm = sampling(setup.temperature, min(WARM_UP_TOKENS, setup.max_tokens), ignore_eos=True)
-    for llm in (plain, drafting):
-        run_pass(llm, token_ids[: setup.batch_size], warm, together=together)
+    engines = {"plain": plain, "drafting": drafting}
+    warm_up(engines, token_ids[: setup.batch_size], warm, together=together)
 
-    def told(one: RoundOutputs) -> None:
-        figures = one.figures()
-        console.print(f"[dim]round done: {number(figures.speedup, 2, 'x')}[/dim]")
+    def told(one: dict[str, Pass]) -> None:
+        speed = speedups([one["plain"].total], [one["drafting"].total]).median
+        console.print(f"[dim]round done: {number(speed, 2, 'x')}[/dim]")
 
-    before = drafting.collective_rpc("early_exit_counters")[0]
-    with telling(console, f"{len(chosen)} prompts, {rounds} rounds"):
-        outputs = run_rounds(
-            plain, drafting, token_ids, params, rounds, together=together, done=told
+    what = f"{len(chosen)} prompts, {rounds} rounds"
+    with Progress(console, what, 2 * rounds * len(chosen), unit="answers") as progress:
+        runs = run_engines(
+            engines,
+            token_ids,
+            params,
+            rounds,
+            together=together,
+            counted=["drafting"],
+            done=told,
+            advance=progress.advance,
         )
-    after = drafting.collective_rpc("early_exit_counters")[0]
+    outputs, ladder = runs.beside("plain", "drafting"), runs.ladder("drafting")
+    assert ladder is not None
     equal = None
     if not setup.temperature:
         equal = with_margins(plain, summary.equality(chosen, outputs), token_ids, outputs)
@@ -60,7 +68,7 @@ def measure(
         rounds=figures,
         speedup=speedups([one.plain for one in figures], [one.drafting for one in figures]),
         acceptance=summary.acceptance(outputs),
-        ladder=LadderCost.between(before, after),
+        ladder=ladder,
         equality=equal,
         categories=summary.categories(chosen, outputs, equal),
         provenance=of_measurement(device()),

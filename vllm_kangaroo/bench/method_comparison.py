@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, computed_field
@@ -12,15 +11,16 @@ from rich.table import Table
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_options import CompareOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed, decode_speedups, speedups
+from vllm_kangaroo.bench.engine_runs import run_engines, warm_up
 from vllm_kangaroo.bench.engines import device, several, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import NONE, number, spread
-from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
+from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
-from vllm_kangaroo.console import telling
+from vllm_kangaroo.console import Progress
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
 PLAIN = "vLLM alone"
@@ -85,26 +85,27 @@ def compare(options: CompareOptions, console: Console) -> Comparison:
             engines[PLAIN], prompts, options.num_prompts, setup
         )
         warm = sampling(temperature, min(WARM_UP_TOKENS, max_tokens), ignore_eos=True)
-        for llm in engines.values():
-            run_pass(llm, token_ids[: options.batch_size], warm, together=together)
-        before = _counters(engines)
-        with telling(console, f"{len(chosen)} prompts, {options.rounds} rounds"):
-            rounds = run_turns(
+        warm_up(engines, token_ids[: options.batch_size], warm, together=together)
+        what = f"{len(chosen)} prompts, {options.rounds} rounds"
+        answers = len(engines) * options.rounds * len(chosen)
+        with Progress(console, what, answers, unit="answers") as progress:
+            runs = run_engines(
                 engines,
                 token_ids,
                 sampling(temperature, max_tokens, ignore_eos=True),
                 options.rounds,
                 together=together,
+                counted=list(configs),
+                advance=progress.advance,
             )
-        after = _counters(engines)
     contenders = {}
     for name, config in wanted.items():
-        pairs = [RoundOutputs(one[PLAIN], one[name], drafting_first=False) for one in rounds]
+        pairs = runs.beside(PLAIN, name)
         contenders[name] = Contender(
             speculative_config=None if config is None else without_paths(config),
-            speeds=[_total(one, name) for one in rounds],
+            speeds=[one[name].total for one in runs.rounds],
             acceptance=summary.acceptance(pairs),
-            ladder=None if config is None else LadderCost.between(before[name], after[name]),
+            ladder=runs.ladder(name),
             identical=None if temperature else summary.equality(chosen, pairs).identical,
         )
     return Comparison(
@@ -112,18 +113,6 @@ def compare(options: CompareOptions, console: Console) -> Comparison:
         contenders=contenders,
         provenance=of_measurement(device()),
     )
-
-
-def _total(one: Mapping[str, Pass], name: str) -> Speed:
-    return one[name].total
-
-
-def _counters(engines: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: llm.collective_rpc("early_exit_counters")[0]
-        for name, llm in engines.items()
-        if name != PLAIN
-    }
 
 
 def comparison_table(result: Comparison) -> Table:

@@ -17,14 +17,14 @@ from rich.console import Console
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_options import SweepOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed, speedups
+from vllm_kangaroo.bench.engine_runs import run_engines, warm_up
 from vllm_kangaroo.bench.engines import device, engine, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.rounds import run_pass, run_rounds
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
-from vllm_kangaroo.console import telling
+from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import Provenance, of_measurement
@@ -148,6 +148,10 @@ def sweep(
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
     pairs = exit_pairs(options.draft_exits, options.verify_exits)
+    wanted = sum(
+        len(lengths_of(verify, options.draft_tokens, options.speculative_tokens))
+        for _, verify in pairs
+    )
     with ExitStack() as stack:
         with telling(console, "starting vLLM alone"):
             plain = stack.enter_context(engine(settings))
@@ -156,6 +160,8 @@ def sweep(
         )
         chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
         points: list[Point] = []
+        answers = wanted * options.rounds * 2 * len(chosen)
+        told = stack.enter_context(Progress(console, "running all points", answers, unit="answers"))
         for draft_exit, verify_exit in pairs:
             config = config_of(
                 draft_exit,
@@ -165,8 +171,10 @@ def sweep(
                 options.draft_adapter,
             )
             what = f"exits {draft_exit} and {verify_exit}" if verify_exit else f"exit {draft_exit}"
-            with telling(console, what), engine(settings, config, INSPECTION) as drafting:
-                points += _points(plain, drafting, (draft_exit, verify_exit), token_ids, options)
+            told.update(told.done, what)
+            exits = (draft_exit, verify_exit)
+            with engine(settings, config, INSPECTION) as drafting:
+                points += _points(plain, drafting, exits, token_ids, options, told.advance)
             found = Sweep(
                 setup=setup.model_copy(
                     update={"prompts": len(chosen), "skipped_too_long": skipped}
@@ -186,17 +194,26 @@ def _points(
     exits: tuple[int, int],
     token_ids: list[list[int]],
     options: SweepOptions,
+    advance: Callable[[int], None],
 ) -> Iterator[Point]:
     params = sampling(options.temperature, options.max_tokens, ignore_eos=True)
     together = options.batch_size > 1
     lengths = lengths_of(exits[1], options.draft_tokens, options.speculative_tokens)
-    for llm in (plain, drafting):
-        run_pass(llm, token_ids[: options.batch_size], params, together=together)
+    engines = {"plain": plain, "drafting": drafting}
+    warm_up(engines, token_ids[: options.batch_size], params, together=together)
     for one in lengths:
         drafting.collective_rpc("set_draft_lengths", kwargs=one.model_dump())
-        before = drafting.collective_rpc("early_exit_counters")[0]
-        rounds = run_rounds(plain, drafting, token_ids, params, options.rounds, together=together)
-        after = drafting.collective_rpc("early_exit_counters")[0]
+        runs = run_engines(
+            engines,
+            token_ids,
+            params,
+            options.rounds,
+            together=together,
+            counted=["drafting"],
+            advance=advance,
+        )
+        rounds, ladder = runs.beside("plain", "drafting"), runs.ladder("drafting")
+        assert ladder is not None
         yield Point(
             draft_exit=exits[0],
             verify_exit=exits[1],
@@ -204,5 +221,5 @@ def _points(
             speeds=[each.drafting.total for each in rounds],
             plain=[each.plain.total for each in rounds],
             acceptance=summary.acceptance(rounds),
-            ladder=LadderCost.between(before, after),
+            ladder=ladder,
         )

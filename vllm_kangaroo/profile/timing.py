@@ -6,57 +6,38 @@ over minutes, but the ratio of two runs made one after the other holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from time import perf_counter, sleep
+from itertools import pairwise
+from time import perf_counter
 from typing import Any, Self
 
+from vllm_kangaroo.bench.engine_runs import Counters, run_engines, warm_up
 from vllm_kangaroo.bench.engines import EngineSettings, engine
-from vllm_kangaroo.bench.rounds import SETTLE_SECONDS
+from vllm_kangaroo.bench.generation import Clock, sampling
+from vllm_kangaroo.bench.rounds import Pass
 from vllm_kangaroo.profile.costs import EngineTimes
 
 _WARM_UP = 3
 Prompts = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One prompt's answer and its times."""
-
-    token_ids: list[int]
-    seconds: float
-    first_seconds: float
-    steps: int
-
-
-def answer(llm: Any, prompt: Sequence[int], params: Any, name: str) -> Answer:
-    """Run one prompt through a warm engine whose prefix cache is empty."""
-    llm.reset_prefix_cache()
-    token_ids: list[int] = []
-    first, steps = 0.0, 0
-    began = perf_counter()
-    llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
-    while llm.llm_engine.has_unfinished_requests():
-        for output in llm.llm_engine.step():
-            new = output.outputs[0].token_ids
-            if new and not token_ids:
-                first = perf_counter() - began
-            elif new:
-                steps += 1
-            token_ids += new
-    return Answer(token_ids, perf_counter() - began, first, steps)
-
-
 class Stopwatch:
-    """Runs prompts on vLLM alone and on drafting engines beside it; a context manager."""
+    """Runs prompts on vLLM alone and on drafting engines beside it; a context manager.
 
-    def __init__(self, settings: EngineSettings, tokens: int, repeats: int) -> None:
+    Args:
+        tokens: most tokens of an answer.
+        repeats: rounds, of which the median one counts.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, tokens: int, repeats: int, clock: Clock = perf_counter
+    ) -> None:
         self.settings = settings
         self.tokens = tokens
         self.repeats = repeats
+        self._clock = clock
         self._stack = ExitStack()
-        self._names = 0
 
     def __enter__(self) -> Self:
         self.plain = self._stack.enter_context(engine(self.settings))
@@ -67,10 +48,10 @@ class Stopwatch:
 
     def alone(self, prompts: Prompts) -> tuple[list[list[int]], EngineTimes]:
         """Answers and times of vLLM alone; the median run counts."""
-        self._run(self.plain, prompts[:_WARM_UP])
-        runs = sorted((self._run(self.plain, prompts) for _ in range(self.repeats)), key=_seconds)
-        answers = runs[len(runs) // 2]
-        return [one.token_ids for one in answers], _times(answers, {})
+        rounds, _ = self._run({"plain": self.plain}, prompts, ())
+        runs = sorted((one["plain"] for one in rounds), key=_seconds)
+        median = runs[len(runs) // 2]
+        return [one.token_ids for one in median.outputs], _times(median, {})
 
     def drafting(
         self, config: dict[str, Any], prompts: Prompts, reference: float | None = None
@@ -82,56 +63,57 @@ class Stopwatch:
             reference: seconds that vLLM alone takes for the prompts, to which times are scaled; None leaves them.
 
         Returns:
-            the times, and vLLM's seconds over those of drafting: of the turn with the median ratio.
+            the times, and vLLM's seconds over those of drafting: of the round with the median ratio.
         """
-        turns = []
         with engine(self.settings, config) as llm:
-            for each in (llm, self.plain):
-                self._run(each, prompts[:_WARM_UP])
-            for _ in range(self.repeats):
-                sleep(SETTLE_SECONDS)
-                plain = _seconds(self._run(self.plain, prompts))
-                sleep(SETTLE_SECONDS)
-                before = _counters(llm)
-                answers = self._run(llm, prompts)
-                after = _counters(llm)
-                grown = {name: after[name] - before[name] for name in after}
-                turns.append((plain / _seconds(answers), plain, answers, grown))
-        ratio, plain, answers, grown = sorted(turns, key=lambda turn: turn[0])[len(turns) // 2]
-        return _times(answers, grown, 1.0 if reference is None else reference / plain), ratio
+            engines = {"plain": self.plain, "drafting": llm}
+            rounds, grown = self._run(engines, prompts, ["drafting"])
+        ratios = [_seconds(one["plain"]) / _seconds(one["drafting"]) for one in rounds]
+        median = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
+        scale = 1.0 if reference is None else reference / _seconds(rounds[median]["plain"])
+        return _times(rounds[median]["drafting"], grown[median], scale), ratios[median]
 
-    def _run(self, llm: Any, prompts: Prompts) -> list[Answer]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        params = SamplingParams(
-            temperature=0.0, max_tokens=self.tokens, output_kind=RequestOutputKind.DELTA
+    def _run(
+        self, engines: Mapping[str, Any], prompts: Prompts, counted: Sequence[str]
+    ) -> tuple[list[dict[str, Pass]], list[dict[str, float]]]:
+        """Passes of each round, and by how much the counters of the one that is counted grew in it."""
+        params = sampling(0.0, self.tokens)
+        warm_up(engines, prompts[:_WARM_UP], params, together=False)
+        runs = run_engines(
+            engines,
+            prompts,
+            params,
+            self.repeats,
+            together=False,
+            counted=counted,
+            clock=self._clock,
         )
-        self._names += 1
-        return [
-            answer(llm, prompt, params, f"{self._names}-{at}") for at, prompt in enumerate(prompts)
-        ]
+        grown = []
+        for readings in runs.counters.values():
+            read = [_counters(each) for each in readings]
+            grown = [{name: new[name] - old[name] for name in new} for old, new in pairwise(read)]
+        return runs.rounds, grown
 
 
-def _seconds(answers: Sequence[Answer]) -> float:
-    return sum(one.seconds for one in answers)
+def _seconds(one: Pass) -> float:
+    return one.total.seconds
 
 
-def _times(answers: Sequence[Answer], grown: dict[str, float], scale: float = 1.0) -> EngineTimes:
+def _times(one: Pass, grown: dict[str, float], scale: float = 1.0) -> EngineTimes:
+    outputs = one.outputs
     return EngineTimes(
-        seconds=_seconds(answers) * scale,
-        first_seconds=sum(one.first_seconds for one in answers) * scale,
-        tokens=sum(len(one.token_ids) - 1 for one in answers),
-        rounds=sum(one.steps for one in answers),
+        seconds=_seconds(one) * scale,
+        first_seconds=sum(each.times[0] - each.began for each in outputs if each.times) * scale,
+        tokens=sum(len(each.token_ids) - 1 for each in outputs),
+        rounds=sum(len(each.steps) - 1 for each in outputs),
         drafted=int(grown.get("drafted", 0)),
         draft_steps=int(grown.get("draft_steps", 0)),
         draft_seconds=grown.get("draft_seconds", 0.0) * scale,
-        checks=max(0, int(grown.get("middle", 0)) - len(answers)),
+        checks=max(0, int(grown.get("middle", 0)) - len(outputs)),
     )
 
 
-def _counters(llm: Any) -> dict[str, float]:
-    found = llm.collective_rpc("early_exit_counters")[0]
+def _counters(found: Counters) -> dict[str, float]:
     middle = found["passes"][1] if len(found["passes"]) == 3 else 0
     names = ("drafted", "draft_steps", "draft_seconds")
     return {**{name: found[name] for name in names}, "middle": middle}
