@@ -126,9 +126,15 @@ def test_ctrl_c_cuts_an_answer_short_and_the_engine_goes_on(
                 os.kill(os.getpid(), signal.SIGINT)
             yield output
 
-    with monkeypatch.context() as patch:
-        patch.setattr(chat_module, "stream", interrupted)
-        shown = talk.say(SUM)
+    # A shell that starts the suite in the background leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(chat_module, "stream", interrupted)
+            shown = talk.say(SUM)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "cut short" in " ".join(shown.split())
     assert not engine.llm.llm_engine.has_unfinished_requests()
     cut = talk.chat.conversation.messages[-1].content
@@ -136,7 +142,6 @@ def test_ctrl_c_cuts_an_answer_short_and_the_engine_goes_on(
     talk.say("/reset", SUM)
     whole = talk.chat.conversation.messages[-1].content
     assert whole.startswith(cut) and len(whole) > len(cut)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_at_the_prompt_does_not_leave(engine: Engine) -> None:
