@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vllm_kangaroo.drafting.lookup_options import LookupOptions
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.options import OPTIONS
 
@@ -27,7 +28,8 @@ TYPES = {"boolean": "true or false", "integer": "integer", "number": "number", "
 def page() -> str:
     """The whole page."""
     methods = [section(name, model) for name, model in OPTIONS.items()]
-    return "\n".join([HEAD, *methods, section("LAPS-SD", LapsSdOptions)])
+    others = [section("lookup", LookupOptions), section("LAPS-SD", LapsSdOptions)]
+    return "\n".join([HEAD, *methods, *others])
 
 
 def section(name: str, model: type[BaseModel]) -> str:
@@ -52,10 +54,12 @@ def row(key: str, schema: dict[str, Any], field: FieldInfo) -> str:
     """One key."""
     kinds = schema.get("anyOf", [schema])
     kind = next(each for each in kinds if each.get("type") != "null")
+    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+    if "$ref" in kind:
+        return f"| `{key}` | true, false or an object | `false` | {meaning} |"
     value = " or ".join(f"`{each}`" for each in kind.get("enum", ())) or TYPES[kind["type"]]
     value += bounds(kind)
     default = "–" if field.default is None else f"`{json.dumps(field.default)}`"
-    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     return f"| `{key}` | {value} | {default} | {meaning} |"
 
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.complaints import first_complaint
+from vllm_kangaroo.drafting import lookup_options
+from vllm_kangaroo.drafting.lookup_options import LookupOptions, LookupSetting
 
 SAMPLE_METHOD = (
     "How sampled requests are drafted for: `greedy` takes the likeliest token; `probabilistic` draws from the exit's "
@@ -63,6 +65,21 @@ class EarlyExitPlan(BaseModel):
         description="Drafts between intermediate verifications, or None where there are none.",
     )
     draft_sample_method: Literal["greedy", "probabilistic"] = "greedy"
+    lookup: LookupOptions | None = Field(
+        default=None, description="How drafts are looked up, or None where none are."
+    )
+
+    @property
+    def lookup_tokens(self) -> int:
+        """Most drafts of a round that are looked up."""
+        if self.lookup is None:
+            return 0
+        return self.lookup.num_speculative_tokens or self.num_speculative_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """Most drafts of a round, wherever they are from."""
+        return max(self.num_speculative_tokens, self.lookup_tokens)
 
 
 class _Options(BaseModel):
@@ -83,6 +100,7 @@ class _Options(BaseModel):
         "model": "give the path of an adapter directory",
         "draft_adapter": "give the path of an adapter directory",
         "verify_adapter": "give the path of an adapter directory",
+        **LookupOptions.remedies,
     }
 
     def check_adapters(self) -> None:
@@ -123,6 +141,7 @@ class KangarooOptions(_Options):
     draft_sample_method: Literal["greedy", "probabilistic"] = Field(
         default="greedy", description=SAMPLE_METHOD
     )
+    lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -145,6 +164,7 @@ class KangarooOptions(_Options):
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=self.confidence_threshold,
             draft_sample_method=self.draft_sample_method,
+            lookup=self.lookup,
         )
 
     def _adapter_dir(self, target: TargetShape) -> Path:
@@ -199,6 +219,7 @@ class HiSpecOptions(_Options):
     draft_sample_method: Literal["greedy", "probabilistic"] = Field(
         default="greedy", description=SAMPLE_METHOD
     )
+    lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -267,6 +288,7 @@ class HiSpecOptions(_Options):
             confidence_threshold=self.confidence_threshold,
             tokens_per_round=per_round,
             draft_sample_method=self.draft_sample_method,
+            lookup=self.lookup,
         )
 
 
@@ -367,6 +389,7 @@ def _sentence(error: ValidationError, model: type[_Options]) -> str:
     wrong = first_complaint(error)
     given = f"speculative_config[{wrong.key!r}]={wrong.value!r}"
     if wrong.kind == "unknown":
-        known = ", ".join(sorted(model.model_fields))
-        return f"{given} is not an option of this method: use one of {known}."
+        owner, whose = (model, "this method") if len(wrong.place) == 1 else (LookupOptions, "lookup")
+        known = ", ".join(sorted(owner.model_fields))
+        return f"{given} is not an option of {whose}: use one of {known}."
     return f"{given} is refused ({wrong.said}): {model.remedies.get(wrong.key, 'correct it')}."

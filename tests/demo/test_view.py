@@ -17,6 +17,7 @@ SEGMENTS = [
     Segment(text="Where", origin=Origin.TARGET),
     Segment(text=" are", origin=Origin.VERIFIER),
     Segment(text=" you", origin=Origin.DRAFT),
+    Segment(text=" from", origin=Origin.LOOKUP),
 ]
 
 
@@ -46,7 +47,7 @@ def result(
             name=f"prompt {at}",
             prompt=f"Question {at}?",
             plain=Speed(tokens=24, seconds=2.0),
-            plain_text="Where are you",
+            plain_text="Where are you from",
             methods={method: output(same, at) for method in methods},
         )
         for at, same in enumerate(identical)
@@ -133,7 +134,7 @@ def test_origins_have_their_own_colours():
         origin: ";".join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))
         for origin, colour in COLOURS.items()
     }
-    assert len(set(codes.values())) == 3
+    assert len(set(codes.values())) == 4
     for segment in SEGMENTS:
         assert f"38;2;{codes[segment.origin]}m{segment.text}\x1b" in text
 
@@ -143,13 +144,18 @@ def test_without_colours_drafts_stand_in_brackets():
     console.print(legend(["kangaroo", "hispec"], colours=False))
     console.print(answer("Question?", SEGMENTS, colours=False))
     assert isinstance(console.file, io.StringIO)
-    assert "Where{ are}[ you]" in console.file.getvalue()
+    assert "Where{ are}[ you]< from>" in console.file.getvalue()
     assert "{accepted tokens of the intermediate verifier}" in console.file.getvalue()
 
 
 def test_legend_names_an_intermediate_verifier_where_there_is_one():
     assert "intermediate" not in legend(["kangaroo"], colours=True).plain
     assert "intermediate" in legend(["hispec"], colours=True).plain
+
+
+def test_legend_names_lookup_where_it_is_on():
+    assert "text itself" not in legend(["kangaroo"], colours=True).plain
+    assert "text itself" in legend(["kangaroo"], colours=True, lookup=True).plain
 
 
 @pytest.mark.parametrize("count", [1, 9])

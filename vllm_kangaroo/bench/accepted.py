@@ -19,9 +19,11 @@ class Origin(StrEnum):
     """The draft exit; the full model accepted it."""
     VERIFIER = "intermediate verifier"
     """HiSpec's intermediate verifier, in the place of a draft; the full model accepted it."""
+    LOOKUP = "lookup"
+    """Looked up in the request's own text; the full model accepted it."""
 
 
-OF_EXIT = {1: Origin.DRAFT, 2: Origin.VERIFIER}
+OF_EXIT = {0: Origin.LOOKUP, 1: Origin.DRAFT, 2: Origin.VERIFIER}
 
 
 def draft_flags(steps: Sequence[int], accepted: int) -> list[bool]:

@@ -31,6 +31,10 @@ class LadderCost(BaseModel):
     check_seconds: float = 0.0
     replaced: int = 0
     """Drafts in whose place the intermediate verifier put a token of its own."""
+    lookup_rounds: int = 0
+    """Rounds whose drafts were looked up in the request's own text; none of ``rounds``."""
+    lookup_drafted: int = 0
+    lookup_accepted: int = 0
 
     @classmethod
     def between(cls, before: Mapping[str, Any], after: Mapping[str, Any]) -> LadderCost:
@@ -49,6 +53,9 @@ class LadderCost(BaseModel):
             "checks",
             "check_seconds",
             "replaced",
+            "lookup_rounds",
+            "lookup_drafted",
+            "lookup_accepted",
         )
         grown = {name: after[name] - before[name] for name in one}
         return cls(positions=each("positions"), dropped=each("dropped"), **grown)

@@ -145,7 +145,8 @@ def _compare(
     wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}
     with engines.several(settings, wanted, console, INSPECTION) as started:
         setup = run_setup(settings, started[PLAIN], 1, max_tokens, temperature)
-        console.print(legend(configs, colours=colours), end="\n\n")
+        lookup = any(config.get("lookup") for config in configs.values())
+        console.print(legend(configs, colours=colours, lookup=lookup), end="\n\n")
         times = f"{rounds}x" if rounds > 1 else "once"
         with telling(console, f"generating, each prompt on every engine, {times}"):
             found = compare(
@@ -179,7 +180,8 @@ def _chat(
         starting = engines.several(settings, {config["method"]: config}, console, INSPECTION)
         started = shielded(lambda: stack.enter_context(starting))
         [llm] = started.values()
-        console.print(legend([config["method"]], colours=colours), end="\n\n")
+        lookup = bool(config.get("lookup"))
+        console.print(legend([config["method"]], colours=colours, lookup=lookup), end="\n\n")
         talk = Chat(llm, console, colours=colours, max_tokens=max_tokens, temperature=temperature)
         talk.run(reader(console))
 

@@ -19,11 +19,22 @@ from vllm_kangaroo.bench.report import NONE, number, parting
 from vllm_kangaroo.demo.demo_results import DemoResult, MethodOutput, MethodTotal, Segment
 
 # Apart for the colour-blind too (Okabe and Ito).
-COLOURS = {Origin.DRAFT: "#56b4e9", Origin.VERIFIER: "#009e73", Origin.TARGET: "#e69f00"}
-BRACKETS = {Origin.DRAFT: "[]", Origin.VERIFIER: "{}", Origin.TARGET: ["", ""]}
+COLOURS = {
+    Origin.DRAFT: "#56b4e9",
+    Origin.VERIFIER: "#009e73",
+    Origin.LOOKUP: "#cc79a7",
+    Origin.TARGET: "#e69f00",
+}
+BRACKETS = {
+    Origin.DRAFT: "[]",
+    Origin.VERIFIER: "{}",
+    Origin.LOOKUP: "<>",
+    Origin.TARGET: ["", ""],
+}
 MEANING = {
     Origin.DRAFT: "accepted draft tokens",
     Origin.VERIFIER: "accepted tokens of the intermediate verifier",
+    Origin.LOOKUP: "accepted tokens from the text itself",
     Origin.TARGET: "the target's own tokens",
 }
 PICTURE_TEXTS = 4
@@ -35,9 +46,15 @@ def title(method: str) -> str:
     return {"hispec": "HiSpec"}.get(method, method.capitalize())
 
 
-def legend(methods: Collection[str], *, colours: bool) -> Text:
-    """What the colours mean, or the brackets where there are none."""
-    shown = [one for one in MEANING if one is not Origin.VERIFIER or "hispec" in methods]
+def legend(methods: Collection[str], *, colours: bool, lookup: bool = False) -> Text:
+    """What the colours mean, or the brackets where there are none.
+
+    Args:
+        lookup: whether any of the methods looks drafts up.
+    """
+    absent = {Origin.VERIFIER} if "hispec" not in methods else set()
+    absent |= set() if lookup else {Origin.LOOKUP}
+    shown = [one for one in MEANING if one not in absent]
     parts = [coloured([Segment(text=MEANING[one], origin=one)], colours=colours) for one in shown]
     return Text("  ").join(parts)
 
@@ -168,7 +185,8 @@ def save_picture(result: DemoResult, path: Path) -> None:
         color_system="truecolor",
         highlight=False,
     )
-    console.print(legend(result.methods, colours=True), end="\n\n")
+    lookup = any(config.get("lookup") for config in result.speculative_configs.values())
+    console.print(legend(result.methods, colours=True, lookup=lookup), end="\n\n")
     several = len(result.methods) > 1
     for one in result.prompts[: max(1, PICTURE_TEXTS // len(result.methods))]:
         for method, output in one.methods.items():

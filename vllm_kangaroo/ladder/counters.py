@@ -39,6 +39,12 @@ class LadderCounters:
     """Wall time of intermediate verifications (host clock)."""
     replaced: int = 0
     """Drafts in whose place the intermediate verifier put a token of its own."""
+    lookup_rounds: int = 0
+    """Rounds whose drafts were looked up in the request's own text, counted per request; none of ``rounds``."""
+    lookup_drafted: int = 0
+    """Tokens of such drafts; none of ``drafted``."""
+    lookup_accepted: int = 0
+    """Of these, those that were accepted."""
     defects: int = 0
     """Times that an invariant did not hold for a request, which lost drafts and nothing else."""
 

@@ -9,7 +9,7 @@ from vllm.config import VllmConfig
 
 PLAN_KEY = "vllm_kangaroo"
 LAPS_SD_KEY = "laps_sd"
-DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round"}
+DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round", "lookup"}
 """Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
 
 

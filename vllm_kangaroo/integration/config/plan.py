@@ -65,7 +65,7 @@ def speculative_config(
     return SpeculativeConfig(
         method="custom_class",
         model=PROPOSER,
-        num_speculative_tokens=plan.num_speculative_tokens,
+        num_speculative_tokens=plan.most_tokens,
         target_model_config=model,
         target_parallel_config=parallel,
     )

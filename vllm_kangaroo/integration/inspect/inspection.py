@@ -41,13 +41,13 @@ class Inspection:
         Raises:
             OptionError: if it would draft more.
         """
-        most: int = self.model_runner.num_spec_tokens
+        drafter = self.model_runner.drafter
+        most: int = drafter.ladder.stores[0].width - 1
         if not 1 <= (tokens_per_round or 1) <= num_speculative_tokens <= most:
             raise OptionError(
                 f"num_speculative_tokens={num_speculative_tokens} with draft_tokens_per_round={tokens_per_round} does "
                 f"not fit an engine started for {most}: start it for the largest number."
             )
-        drafter = self.model_runner.drafter
         lengths = {
             "num_speculative_tokens": num_speculative_tokens,
             "tokens_per_round": tokens_per_round,

@@ -1,9 +1,11 @@
-"""Which exit chose each drafted token, kept while somebody asks for it."""
+"""Which exit chose each drafted token, kept while somebody asks for it; 0 stands for the request's own text."""
 
 from __future__ import annotations
 
-from vllm_kangaroo.drafting.kangaroo import Drafters, Drafts
+from collections.abc import Sequence
+
 from vllm_kangaroo.integration.passes.runner_view import RunnerView
+from vllm_kangaroo.ladder.spans import IntArray
 
 
 class DraftRecord:
@@ -13,15 +15,16 @@ class DraftRecord:
         self.rounds: dict[str, dict[int, list[int]]] = {}
         """Request id -> index of the round's first draft among the output tokens -> exits of the drafts."""
 
-    def note(self, view: RunnerView, drafters: Drafters, drafts: Drafts) -> None:
+    def note(
+        self, view: RunnerView, rows: IntArray, starts: IntArray, exits: Sequence[list[int]]
+    ) -> None:
         """Take in one round.
 
         Args:
-            view: the runner whose batch rows the drafters name.
+            view: the runner whose batch rows these are.
+            starts: position of each request's newest token.
+            exits: that chose each draft, by request.
         """
-        exits = drafts.exits or [[1] * len(tokens) for tokens in drafts.token_ids]
-        for row, start, chosen in zip(
-            drafters.rows.tolist(), drafters.starts.tolist(), exits, strict=True
-        ):
+        for row, start, chosen in zip(rows.tolist(), starts.tolist(), exits, strict=True):
             produced = start + 1 - view.prompt_tokens(row)
             self.rounds.setdefault(view.request_ids[row], {})[produced] = chosen

@@ -46,6 +46,10 @@ class RunnerView(Protocol):
         """Length of the prompt of a row's request."""
         ...
 
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        """All tokens of a row's request that are final, prompt and newest token included: ``[tokens]``."""
+        ...
+
     @property
     def kv_groups(self) -> Sequence[KVGroup]:
         """In the order of vLLM's KV cache config."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_kangaroo.drafting import hispec, kangaroo
 from vllm_kangaroo.drafting.kangaroo import Drafters
+from vllm_kangaroo.drafting.lookup import Lookups
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.integration.passes import model as tiered
@@ -43,6 +45,8 @@ class EarlyExitProposer:
         self.record: DraftRecord | None = None
         self.distributions: DraftDistributions | None = None
         """None if no draft is sampled."""
+        self.lookups: Lookups | None = None
+        """None if no draft is looked up."""
         self._verified: tuple[Spans, Tensor] | None = None
         """The newest verification's spans and final states, if an exit head is to be told of them."""
 
@@ -61,6 +65,8 @@ class EarlyExitProposer:
             device=self.vllm_config.device_config.device,
             joined=None if model.passes.joined is None else model.joined,
         )
+        if self.plan.lookup is not None:
+            self.lookups = Lookups(self.plan.lookup, self.ladder.counters)
         if self.plan.draft_sample_method == "probabilistic":
             self.distributions = DraftDistributions(
                 self.vllm_config.scheduler_config.max_num_seqs,
@@ -110,14 +116,18 @@ class EarlyExitProposer:
     def forget(self, request_id: str) -> None:
         """A request has lost its KV blocks."""
         self.ladder.forget(request_id)
-        if self.distributions is not None:
-            self.distributions.drop(request_id)
+        self._drop(request_id)
 
     def close(self, request_id: str) -> None:
         """A request has ended."""
         self.ladder.close(request_id)
+        self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
         if self.distributions is not None:
             self.distributions.drop(request_id)
+        if self.lookups is not None:
+            self.lookups.drop(request_id)
 
     def forward(
         self, spans: Spans, input_ids: Tensor, host_ids: np.ndarray, positions: Tensor
@@ -141,6 +151,39 @@ class EarlyExitProposer:
         index = spans.offsets()[rows] + starts - 1 - spans.starts[rows]
         of_rows = torch.from_numpy(index).to(hidden.device)
         return self.model.remember(hidden.index_select(0, of_rows))
+
+    def look_up(
+        self,
+        rows: IntArray,
+        starts: IntArray,
+        limits: IntArray,
+        stop_ids: Sequence[Collection[int | None]],
+    ) -> list[list[int]]:
+        """Drafts found in requests' own texts, which cost no pass: lists that are empty where nothing is to be trusted.
+
+        No tier has computed them, so that verification climbs from the bottom over all of them.
+
+        Args:
+            rows: of all requests that have got tokens in this step.
+            starts: position of each one's newest token.
+            limits: most drafts of each; 0 if it is to have none.
+            stop_ids: tokens of each behind which there are to be no drafts.
+        """
+        if self.lookups is None:
+            return [[] for _ in rows]
+        names, view = self.view.request_ids, self.view
+        drafts = [
+            self.lookups.propose(names[row], view.tokens(row), limit, stop)
+            for row, limit, stop in zip(rows.tolist(), limits.tolist(), stop_ids, strict=True)
+        ]
+        found = np.array([at for at, tokens in enumerate(drafts) if tokens], dtype=np.int64)
+        if self.distributions is not None:
+            for row in rows[found]:  # deterministic drafts, whatever those of the last round were
+                self.distributions.drop(names[row])
+        if self.record is not None:
+            exits = [[0] * len(drafts[at]) for at in found]
+            self.record.note(view, rows[found], starts[found], exits)
+        return drafts
 
     def draft(self, drafters: Drafters, sampling: RequestSampling | None = None) -> list[list[int]]:
         """Draft for some requests of the batch: their draft tokens, in the drafters' order.
@@ -175,7 +218,8 @@ class EarlyExitProposer:
         if self.distributions is not None:
             self.distributions.keep_round([names[row] for row in drafters.rows], drafts)
         if self.record is not None:
-            self.record.note(self.view, drafters, drafts)
+            exits = drafts.exits or [[1] * len(tokens) for tokens in drafts.token_ids]
+            self.record.note(self.view, drafters.rows, drafters.starts, exits)
         return drafts.token_ids
 
     def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:

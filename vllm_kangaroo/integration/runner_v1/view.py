@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -43,6 +45,11 @@ class V1RunnerView:
     def prompt_tokens(self, row: int) -> int:
         """Length of the prompt of a row's request."""
         return int(self._batch.num_prompt_tokens[row])
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        """All tokens of a row's request that are final, prompt and newest token included: ``[tokens]``."""
+        found: NDArray[np.int32] = self._batch.token_ids_cpu[row]
+        return found[: self._batch.num_tokens_no_spec[row]]
 
 
 def _group(runner: GPUModelRunner, gid: int, layer_names: list[str]) -> KVGroup:

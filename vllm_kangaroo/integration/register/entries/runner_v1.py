@@ -111,6 +111,7 @@ SEAMS: tuple[Seam, ...] = (
             "num_tokens_no_spec",
             "req_ids",
             "sampling_metadata",
+            "token_ids_cpu",
         ),
         live="input batch",
     ),
