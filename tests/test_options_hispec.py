@@ -9,6 +9,7 @@ import pytest
 
 from tests.adapters.test_reference import make_adapter, make_config
 from vllm_kangaroo.adapters.checkpoint import save_adapter
+from vllm_kangaroo.drafting.lookup_options import LookupOptions
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 TARGET = TargetShape(
@@ -263,3 +264,50 @@ def test_how_drafts_are_sampled_reaches_the_plan_and_is_refused_if_unknown(metho
     assert parse_options(drawn).resolve(TARGET).draft_sample_method == "probabilistic"
     with pytest.raises(OptionError, match=r"'draft_sample_method'\]='gumbel'.*greedy or prob"):
         parse_options(own | {"draft_sample_method": "gumbel"})
+
+
+@pytest.mark.parametrize("method", ["kangaroo", "hispec"])
+def test_lookup_reaches_the_plan_and_is_refused_if_wrong(method: str) -> None:
+    own = {"method": method} | ({"exit_layer": 2} if method == "kangaroo" else {})
+
+    def plan_with(lookup: Any) -> EarlyExitPlan:
+        return parse_options(own | {"lookup": lookup}).resolve(TARGET)
+
+    alone = parse_options(own).resolve(TARGET)
+    assert alone.lookup is None
+    assert (alone.lookup_tokens, alone.most_tokens) == (0, alone.num_speculative_tokens)
+    assert plan_with(False) == plan_with(None) == alone
+    for switched_on in (True, {}):
+        found = plan_with(switched_on)
+        assert found.lookup == LookupOptions()
+        assert found.lookup_tokens == found.most_tokens == found.num_speculative_tokens
+    longer = plan_with({"num_speculative_tokens": 12, "prompt_lookup_min": 3})
+    assert (longer.lookup_tokens, longer.most_tokens) == (12, 12)
+    assert longer.num_speculative_tokens == alone.num_speculative_tokens
+    shorter = plan_with({"num_speculative_tokens": 2, "confidence_threshold": 0.25})
+    assert (shorter.lookup_tokens, shorter.most_tokens) == (2, alone.num_speculative_tokens)
+    # It travels as JSON.
+    assert EarlyExitPlan.model_validate(longer.model_dump(mode="json")) == longer
+
+
+@pytest.mark.parametrize(
+    ("lookup", "key", "remedy"),
+    [
+        ("yes", "lookup", "choose true or false"),
+        (1, "lookup", "choose true or false"),
+        ([True], "lookup", "choose true or false"),
+        ({"num_speculative_tokens": 0}, "lookup.num_speculative_tokens", "at least 1"),
+        ({"num_speculative_tokens": True}, "lookup.num_speculative_tokens", "at least 1"),
+        ({"prompt_lookup_min": 1}, "lookup.prompt_lookup_min", "from 2 to 16"),
+        ({"prompt_lookup_min": 17}, "lookup.prompt_lookup_min", "from 2 to 16"),
+        ({"confidence_threshold": 1.5}, "lookup.confidence_threshold", "between 0 and 1"),
+        ({"confidence_threshold": "0.5"}, "lookup.confidence_threshold", "between 0 and 1"),
+        ({"prompt_lookup_max": 4}, "lookup.prompt_lookup_max", "not an option of lookup"),
+    ],
+)
+def test_a_wrong_lookup_is_named(lookup: Any, key: str, remedy: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse_options({"method": "hispec", "lookup": lookup})
+    sentence = str(refused.value)
+    assert sentence.startswith(f"speculative_config[{key!r}]=")
+    assert remedy in sentence and sentence.endswith(".") and "\n" not in sentence

@@ -389,7 +389,8 @@ def _sentence(error: ValidationError, model: type[_Options]) -> str:
     wrong = first_complaint(error)
     given = f"speculative_config[{wrong.key!r}]={wrong.value!r}"
     if wrong.kind == "unknown":
-        owner, whose = (model, "this method") if len(wrong.place) == 1 else (LookupOptions, "lookup")
-        known = ", ".join(sorted(owner.model_fields))
+        within = len(wrong.place) > 1
+        known = ", ".join(sorted((LookupOptions if within else model).model_fields))
+        whose = "lookup" if within else "this method"
         return f"{given} is not an option of {whose}: use one of {known}."
     return f"{given} is refused ({wrong.said}): {model.remedies.get(wrong.key, 'correct it')}."

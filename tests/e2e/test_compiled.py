@@ -97,3 +97,21 @@ def test_passes_of_an_engine_for_one_request_take_several_tokens(
     eager, compiled = gains
     assert compiled.counters["replaced"] == eager.counters["replaced"] > 0
     assert vars(compiled.totals) == vars(eager.totals)
+
+
+def test_drafts_from_the_text_are_verified_tier_by_tier(
+    engines: Engines,
+    model: str,
+    hispec: dict[str, Any],
+    plain: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What no exit has computed climbs from the bottom, beside what is kept of other requests."""
+    config = hispec | {"lookup": {"confidence_threshold": 0.3}}
+    engine = engines.get(model=model, enforce_eager=False, speculative_config=config)
+    expected = tokens_of(plain.generate(PROMPTS, **OPTIONS))
+    passes = counted(engine, monkeypatch)
+    with engine.drafting() as gain:
+        assert tokens_of(engine.generate(PROMPTS, **OPTIONS)) == expected
+    assert gain.counters["lookup_accepted"] > 0 and gain.counters["drafted"] > 0
+    assert passes["joined"] > 0 and passes["top"] > gain.counters["lookup_rounds"] / len(PROMPTS)

@@ -48,7 +48,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "adapter": ("adapter", {"temperature": 1.0, "top_k": 10}),
     "two exits": ("hispec", {"temperature": 1.0, "top_p": 0.95}),
+    "lookup": ("lookup", {"temperature": 1.0, "top_k": 12}),
+    "lookup beside drawn drafts": ("drawn and lookup", {"temperature": 0.8}),
 }
+REPEATING = [1, 3, 0, 9, 3, 1, 9, 3, 2, 9, 3, 4, 9, 3, 5, 9, 3, 9, 9, 3, 10, 9, 3, 11, 9, 3]
+"""A prompt in which eight of the tokens that may come next followed the last one before, which are then looked up."""
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Sampled:
             "adapter": {"method": "kangaroo", "model": self.adapter, **shared},
             "hispec": {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 2},
         }
+        configs["lookup"] = configs["own head"] | {"lookup": {"confidence_threshold": 0.0}}
+        configs["drawn and lookup"] = configs["lookup"] | {"draft_sample_method": "probabilistic"}
         return self.engines.get(model=self.model, speculative_config=configs[drafter], **ENGINE)
 
     def draw(
@@ -79,26 +85,37 @@ class Sampled:
         with engine.drafting() as gain:
             while len(samples) < trials:
                 more = min(MOST_SAMPLES, trials - len(samples))
-                (drawn,) = tokens_of(engine.generate([PROMPT], n=more, **options))
+                (drawn,) = tokens_of(engine.generate([prompt_of(drafter)], n=more, **options))
                 samples += drawn
                 if "seed" in options:  # the k-th sample of a request has the seed s + k
                     options["seed"] += more
+        counters = gain.counters
+        assert counters["defects"] == 0
+        if "lookup" in drafter:
+            assert counters["rounds"] > trials / 4, "few drafts of the exit"
+            assert trials / 4 < counters["lookup_rounds"], "few drafts were looked up"
+            assert 0 < counters["lookup_accepted"] < counters["lookup_drafted"]
         return np.array(samples), gain.totals
 
-    def truth(self, options: dict[str, Any]) -> NDArray[np.float64]:
+    def truth(self, options: dict[str, Any], prompt: Sequence[int] = PROMPT) -> NDArray[np.float64]:
         """Probability of every sequence, ``[VOCABULARY] * TOKENS``, by plain forward passes."""
         tokens = torch.cartesian_prod(*[torch.arange(VOCABULARY)] * (TOKENS - 1))
         with torch.inference_mode():
-            prompts = torch.tensor(PROMPT).expand(len(tokens), -1)
+            prompts = torch.tensor(prompt).expand(len(tokens), -1)
             logits = Reference(self.model, LAYERS).model(torch.cat((prompts, tokens), 1)).logits
         joint = torch.ones((), dtype=torch.float64)
         for place in range(TOKENS):
             # Rows that agree on the tokens before this place have the same logits there.
             rows = slice(None, None, VOCABULARY ** (TOKENS - 1 - place))
             before = torch.nn.functional.one_hot(tokens[rows, :place], VOCABULARY).sum(dim=1)
-            found = probabilities(logits[rows, len(PROMPT) - 1 + place].double(), before, options)
+            found = probabilities(logits[rows, len(prompt) - 1 + place].double(), before, options)
             joint = joint[..., None] * found.view([VOCABULARY] * (place + 1))
         return joint.numpy()
+
+
+def prompt_of(drafter: str) -> list[int]:
+    """The prompt of an engine's requests."""
+    return REPEATING if "lookup" in drafter else PROMPT
 
 
 def probabilities(logits: Tensor, counts: Tensor, options: dict[str, Any]) -> Tensor:
@@ -146,7 +163,7 @@ def test_tokens_are_distributed_as_the_model_says(narrow: Sampled, case: str) ->
     drafter, options = CASES[case]
     drawn, totals = narrow.draw(drafter, TRIALS, options)
     assert 0.1 < totals.accepted / totals.drafted < 0.9
-    found = likelihoods(drawn, narrow.truth(options))
+    found = likelihoods(drawn, narrow.truth(options, prompt_of(drafter)))
     assert min(found.values()) > SURE, found
 
 

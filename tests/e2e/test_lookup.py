@@ -106,9 +106,7 @@ def test_one_request_at_a_time(
     assert len(rounds) == gain.counters["rounds"]
     check_rounds(rounds, reference, KANGAROO["confidence_threshold"])
     # No pass of the lowest tier but the drafts' own and the verifications'.
-    assert (
-        gain.counters["passes"][0] <= gain.counters["draft_steps"] + gain.counters["passes"][-1]
-    )
+    assert gain.counters["passes"][0] <= gain.counters["draft_steps"] + gain.counters["passes"][-1]
     drafted, accepted = gain.counters["lookup_drafted"], gain.counters["lookup_accepted"]
     assert accepted > 0.5 * drafted, "matches are trusted that are wrong"
 
@@ -179,7 +177,7 @@ def test_aborted_and_thrown_out_requests_are_forgotten(
         for step in range(9):
             ended |= ours.step()
             if step == 3:
-                assert len(ours.proposer.lookups) == 8
+                assert len(ours.proposer.lookups) == len(ours.core.scheduler.running) > 6
                 assert ours.llm.reset_prefix_cache(reset_running_requests=True)
             if step == 6:
                 ours.llm.llm_engine.abort_request(["1", "5"])
@@ -192,9 +190,7 @@ def test_aborted_and_thrown_out_requests_are_forgotten(
 def test_hispec_verifies_them_with_all_its_layers(
     engines: Engines, expected: list[list[list[int]]]
 ) -> None:
-    engine = engines.get(
-        speculative_config=HISPEC, max_num_seqs=8, max_num_batched_tokens=64
-    )
+    engine = engines.get(speculative_config=HISPEC, max_num_seqs=8, max_num_batched_tokens=64)
     with both(engine) as gain:
         assert tokens_of(engine.generate(prompts(), **OPTIONS)) == expected
     counters = gain.counters

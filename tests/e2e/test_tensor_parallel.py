@@ -48,6 +48,7 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
         "draft_exit_layer": 2,
         "verify_exit_layer": 4,
         "draft_adapter": make_adapter(model, 2, tmp_path / "adapter"),
+        "lookup": {"confidence_threshold": 0.3},
     }
     expected, _ = run(model)
     found, ranks = run(model, speculative_config=hispec)
@@ -56,5 +57,6 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
     for counters in ranks:
         check_counters(counters)
         assert counters["passes"][-1] < TOKENS, "no draft was accepted"
+        assert counters["drafted"] > 0 and counters["lookup_accepted"] > 0
     timeless = [{k: v for k, v in each.items() if "seconds" not in k} for each in ranks]
     assert timeless[0] == timeless[1]

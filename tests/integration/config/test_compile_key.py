@@ -42,6 +42,7 @@ def scheduled(options: dict[str, Any] | None, **laps_sd: Any) -> VllmConfig:
     [
         (HEAD, HEAD | {"num_speculative_tokens": 9, "confidence_threshold": 0.1}),
         (HISPEC, HISPEC | {"num_speculative_tokens": 6, "draft_tokens_per_round": 3}),
+        (HEAD, HEAD | {"lookup": True}),
     ],
 )
 def test_draft_lengths_and_thresholds_do_not(first: dict[str, Any], second: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from vllm_kangaroo.integration.passes import attention as attention_module
 from vllm_kangaroo.integration.passes.attention import PagedAttention
@@ -48,6 +49,9 @@ class View:
 
     def prompt_tokens(self, row: int) -> int:
         return 1
+
+    def tokens(self, row: int) -> NDArray[np.int32]:
+        return np.array([1, 2], dtype=np.int32)
 
 
 def spans(starts: list[int], lengths: list[int]) -> Spans:

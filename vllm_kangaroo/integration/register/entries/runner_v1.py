@@ -87,7 +87,6 @@ SEAMS: tuple[Seam, ...] = (
             "max_model_len",
             "max_num_reqs",
             "model",
-            "num_spec_tokens",
             "query_start_loc",
             "requests",
             "sampler",
