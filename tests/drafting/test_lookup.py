@@ -23,7 +23,10 @@ from vllm_kangaroo.ladder.counters import LadderCounters
 
 
 def searched(tokens: list[int], most: int) -> tuple[list[int], int]:
-    """The same by looking at every place where the newest pair stood before: the longest match, the newest of equals."""
+    """The same by looking at every place where the newest pair stood before: the longest match, the newest of equals.
+
+    Twice as many tokens as match follow, read from a text to which they are added one by one.
+    """
     places = [at for at in range(len(tokens) - 1, 1, -1) if tokens[at - 2 : at] == tokens[-2:]]
     longest, best = 0, 0
     for place in places[:PLACES]:
@@ -32,7 +35,10 @@ def searched(tokens: list[int], most: int) -> tuple[list[int], int]:
             match += 1
         if match > longest:
             longest, best = match, place
-    return tokens[best : best + min(most, longest)], longest
+    text = list(tokens)
+    for at in range(min(most, 2 * longest)):
+        text.append(text[best + at])
+    return text[len(tokens) :], longest
 
 
 @given(st.lists(st.integers(0, 3), max_size=80), st.integers(1, 6))
@@ -49,17 +55,26 @@ def test_the_index_finds_what_a_search_finds(tokens: list[int], most: int) -> No
 def test_a_longer_match_is_preferred_to_a_newer_one() -> None:
     index = LookupIndex()
     index.extend([1, 2, 3, 50, 60, 70, 9, 2, 3, 80, 90, 1, 2, 3])
-    assert index.find(6) == ([50, 60, 70], 3)
+    assert index.find(4) == ([50, 60, 70, 9], 3)
     index.extend([50])
-    assert index.find(6) == ([60, 70, 9, 2], 4)
+    assert index.find(4) == ([60, 70, 9, 2], 4)
 
 
 def test_a_repetition_is_drafted() -> None:
     index = LookupIndex()
     index.extend([5, 6, 7, 8, 9, 1, 5, 6, 7])
-    assert index.find(6) == ([8, 9, 1], 3)
+    assert index.find(6) == ([8, 9, 1, 5, 6, 7], 3)
+    assert index.find(9) == ([8, 9, 1, 5, 6, 7], 3)
     assert index.find(2) == ([8, 9], 3)
     assert index.find(0) == ([], 0)
+
+
+def test_a_loop_is_drafted_on() -> None:
+    index = LookupIndex()
+    index.extend([7, 1, 2, 1, 2, 1])
+    assert index.find(6) == ([2, 1, 2, 1, 2, 1], 3)
+    index.extend([5, 5, 5])
+    assert index.find(6) == ([5, 5, 5, 5], 2)
 
 
 def test_bands() -> None:
@@ -130,7 +145,7 @@ def test_a_match_that_is_not_trusted_comes_to_be() -> None:
 def test_what_is_observed_after_a_proposal_was_accepted_but_for_the_last() -> None:
     lookup = RequestLookup(LookupOptions(confidence_threshold=0.0))
     assert lookup.observe([5, 6, 7, 8, 9, 1, 5, 6, 7]) == 0
-    assert lookup.propose(6) == [8, 9, 1]
+    assert lookup.propose(6) == [8, 9, 1, 5, 6, 7]
     assert lookup.observe([8, 9, 4]) == 2
     assert lookup.propose(6) == []
     assert lookup.observe([5]) == 0
@@ -139,7 +154,7 @@ def test_what_is_observed_after_a_proposal_was_accepted_but_for_the_last() -> No
 
 def test_short_matches_stop_tokens_and_limits() -> None:
     text = [5, 6, 7, 8, 9, 1, 2, 5, 6, 7, 8]
-    expected = {2: [9, 1, 2, 5], 4: [9, 1, 2, 5], 5: []}
+    expected = {2: [9, 1, 2, 5, 6, 7], 4: [9, 1, 2, 5, 6, 7], 5: []}
     for least, drafts in expected.items():
         lookup = RequestLookup(LookupOptions(prompt_lookup_min=least, confidence_threshold=0.0))
         lookup.observe(text)
@@ -158,9 +173,9 @@ def test_a_request_that_begins_anew_is_forgotten() -> None:
     def propose(*tokens: int) -> list[int]:
         return lookups.propose("it", np.array(tokens, dtype=np.int32), 6)
 
-    assert propose(1, 2, 3, 1, 2) == [3, 1]
+    assert propose(1, 2, 3, 1, 2) == [3, 1, 2, 3]
     assert propose(1, 2, 3) == [], "shorter than before"
-    assert propose(1, 2, 4, 7, 2, 4) == [7, 2], "another text"
+    assert propose(1, 2, 4, 7, 2, 4) == [7, 2, 4, 7], "another text"
     assert len(lookups) == 1
     lookups.drop("it")
     lookups.drop("another")

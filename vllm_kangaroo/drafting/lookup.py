@@ -74,8 +74,9 @@ class LookupIndex:
     def find(self, most: int) -> tuple[list[int], int]:
         """What followed where the most of the text's last tokens stood before, and how many match.
 
-        Of equal matches the newest is taken. No more tokens are given than match, nor more than ``most``: a short match
-        says little of what comes far behind it. Both are empty and 0 if there is no match.
+        Of equal matches the newest is taken. At most ``most`` tokens are given, and twice as many as match: a short match
+        says little of what comes far behind it. Where the text ends before, it goes on as it would if the match went on.
+        Both are empty and 0 if there is no match.
         """
         tokens, end = self._tokens, len(self._tokens)
         if end < SHORTEST or most < 1:
@@ -91,7 +92,11 @@ class LookupIndex:
             if match > longest:
                 longest, best = match, place
             place = self._before[place]
-        return tokens[best : best + min(most, longest)], longest
+        wanted = min(most, 2 * longest)
+        found = tokens[best : best + wanted]
+        while len(found) < wanted:
+            found.append(found[best - end])  # the text repeats itself every end - best tokens
+        return found, longest
 
 
 class LookupTrust:

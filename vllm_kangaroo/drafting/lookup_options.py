@@ -15,7 +15,7 @@ class LookupOptions(BaseModel):
         "lookup": "choose true or false, or give an object of its keys",
         "lookup.num_speculative_tokens": "choose a whole number of at least 1, such as 10",
         "lookup.prompt_lookup_min": "choose a whole number from 2 to 16",
-        "lookup.confidence_threshold": "choose a probability between 0 and 1, such as 0.5",
+        "lookup.confidence_threshold": "choose a probability between 0 and 1, such as 0.4",
     }
 
     num_speculative_tokens: int | None = Field(
@@ -30,7 +30,7 @@ class LookupOptions(BaseModel):
         description="Newest tokens that must have stood together before; of 2 to 16, the longest match is taken.",
     )
     confidence_threshold: float = Field(
-        default=0.5,
+        default=0.4,
         ge=0.0,
         le=1.0,
         description="A match is drafted from if its first draft is right with at least this probability, judged by matches "
