@@ -108,7 +108,7 @@ def test_one_request_at_a_time(
     # No pass of the lowest tier but the drafts' own and the verifications'.
     assert gain.counters["passes"][0] <= gain.counters["draft_steps"] + gain.counters["passes"][-1]
     drafted, accepted = gain.counters["lookup_drafted"], gain.counters["lookup_accepted"]
-    assert accepted > 0.5 * drafted, "matches are trusted that are wrong"
+    assert accepted > 0.3 * drafted, "matches are trusted that are wrong"
 
 
 def test_drafts_from_the_text_are_recorded(ours: Engine) -> None:

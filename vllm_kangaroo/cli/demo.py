@@ -213,7 +213,7 @@ def speculative_configs(
     Raises:
         OptionError: if the flags contradict each other or a method refuses them.
     """
-    flags = {"model": adapter, "exit_layer": exit_layer}
+    flags: dict[str, Any] = {"model": adapter, "exit_layer": exit_layer}
     if whole is not None:
         if method is Method.ALL:
             raise OptionError(
