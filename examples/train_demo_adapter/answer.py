@@ -8,7 +8,6 @@ benchmarks of a fixed length; without, it stops there.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from typing import Annotated
 import typer
 
 from vllm_kangaroo import environment
+from vllm_kangaroo.text_inputs import TextInput
 from vllm_kangaroo.training.adapter.answering import answer_lines
 
 
@@ -39,7 +39,7 @@ def main(
     from vllm import LLM, SamplingParams
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    rows = [line.object() for line in TextInput(prompts).lines()]
     encoded = [
         tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True)["input_ids"]
         for row in rows[first : first + count]

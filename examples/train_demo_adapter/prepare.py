@@ -13,7 +13,6 @@ Every fiftieth document of a source is held out.
 from __future__ import annotations
 
 import json
-import lzma
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -23,20 +22,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vllm_kangaroo.text_inputs import TextInput
+
 Row = dict[str, object]
 Turn = tuple[str, str]
 
 HOLD_OUT_EVERY = 50
 CHUNK = 2000  # characters of a plain-text document
 PASSAGE = 900  # characters of a passage to be summarised
-
-
-def read(path: Path) -> str:
-    """Text of a file, unpacked if it ends in ``.xz``."""
-    if path.suffix == ".xz":
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            return file.read()
-    return path.read_text(encoding="utf-8")
 
 
 def conversation(turns: Iterable[Turn]) -> Row | None:
@@ -63,7 +56,7 @@ def question(prompt: str, answer: str) -> Row | None:
 def dialogues(folder: Path) -> Iterator[Row | None]:
     """Schema-Guided Dialogue."""
     for path in sorted(folder.glob("*.json.xz")):
-        for dialogue in json.loads(read(path)):
+        for dialogue in json.loads(TextInput(path).text()):
             yield conversation(
                 ("user" if turn["speaker"] == "USER" else "assistant", turn["utterance"])
                 for turn in dialogue["turns"]
@@ -73,14 +66,14 @@ def dialogues(folder: Path) -> Iterator[Row | None]:
 def orders(folder: Path) -> Iterator[Row | None]:
     """Taskmaster-4, coffee orders."""
     for path in sorted(folder.glob("*.json.xz")):
-        for dialogue in json.loads(read(path)):
+        for dialogue in json.loads(TextInput(path).text()):
             yield conversation((turn["speaker"], turn["text"]) for turn in dialogue["utterances"])
 
 
 def arithmetic(folder: Path) -> Iterator[Row | None]:
     """GSM8K, without its calculator marks."""
-    for line in read(folder / "train.jsonl").splitlines():
-        row = json.loads(line)
+    for line in TextInput(folder / "train.jsonl").lines():
+        row = line.object()
         answer = re.sub(r"<<[^>]*>>", "", row["answer"])
         yield question(row["question"], answer.replace("\n#### ", "\nThe answer is "))
 
@@ -88,8 +81,8 @@ def arithmetic(folder: Path) -> Iterator[Row | None]:
 def explained(folder: Path) -> Iterator[Row | None]:
     """Chain-of-thought sets: question, answer, explanation in tab-separated columns."""
     for path in sorted(folder.glob("*.tsv")):
-        for line in read(path).splitlines():
-            parts = [part.replace("\\n", "\n") for part in line.split("\t")]
+        for line in TextInput(path).lines():
+            parts = [part.replace("\\n", "\n") for part in line.text.split("\t")]
             if len(parts) == 3:
                 yield question(parts[0], f"{parts[2]}\nThe answer is {parts[1]}")
 
@@ -97,8 +90,8 @@ def explained(folder: Path) -> Iterator[Row | None]:
 def instructions(folder: Path) -> Iterator[Row | None]:
     """Dolly: instruction and response only."""
     for path in sorted(folder.glob("*.jsonl.xz")):
-        for line in read(path).splitlines():
-            row = json.loads(line)
+        for line in TextInput(path).lines():
+            row = line.object()
             if "instruction" in row:
                 yield question(row["instruction"], row["text"])
             else:
@@ -110,7 +103,7 @@ def instructions(folder: Path) -> Iterator[Row | None]:
 def novels(folder: Path) -> Iterator[Row | None]:
     """Project Gutenberg texts without the licence that frames them."""
     for path in sorted(folder.glob("*.txt.xz")):
-        text = read(path).replace("\r\n", "\n")
+        text = TextInput(path).text()
         begin = re.search(r"\*\*\* ?START OF.*?\*\*\*", text, re.DOTALL)
         end = re.search(r"\*\*\* ?END OF", text)
         yield from chunks(text[begin.end() if begin else 0 : end.start() if end else None])
@@ -119,27 +112,25 @@ def novels(folder: Path) -> Iterator[Row | None]:
 def encyclopedia(folder: Path) -> Iterator[Row | None]:
     """An opening of an English Wikipedia dump."""
     for path in sorted(folder.glob("*.txt.xz")):
-        yield from chunks(read(path), PASSAGE)
+        yield from chunks(TextInput(path).text(), PASSAGE)
 
 
 def tasks(folder: Path) -> Iterator[Row | None]:
     """MBPP: what a program is to do."""
     for path in sorted(folder.glob("*.jsonl")):
-        for line in read(path).splitlines():
-            yield {"text": json.loads(line)["text"]}
+        for line in TextInput(path).lines():
+            yield {"text": line.object()["text"]}
 
 
 def chunks(text: str, size: int = CHUNK) -> Iterator[Row]:
     """Text cut at spaces into documents of about `size` characters."""
-    part = ""
-    for line in text.splitlines(keepends=True):
-        part += line
-        while len(part) >= size:
-            cut = part.rfind(" ", 0, size) + 1 or size
-            yield {"text": part[:cut].strip()}
-            part = part[cut:]
-    if part.strip():
-        yield {"text": part.strip()}
+    start = 0
+    while len(text) - start >= size:
+        end = text.rfind(" ", start, start + size) + 1 or start + size
+        yield {"text": text[start:end].strip()}
+        start = end
+    if text[start:].strip():
+        yield {"text": text[start:].strip()}
 
 
 # Folder, reader, most documents taken from it.

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_kangaroo import environment
+from vllm_kangaroo.text_inputs import TextInput
 
 TAIL = 64  # tokens looked at for a cycle
 SHORTEST = 3  # times that a cycle fits into them
@@ -81,7 +82,7 @@ def main(
     console.print(exits(model, held_out, windows))
     from vllm import LLM, SamplingParams
 
-    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    rows = [line.object() for line in TextInput(prompts).lines()]
     llm = LLM(str(model), max_model_len=1024, enforce_eager=True)
     params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
     answers = [

@@ -58,13 +58,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         packed(data / folder / "1.txt.xz", f"{folder} {book}")
     packed(data / "wiki" / "w.txt.xz", "Anarchism is a philosophy.")
     (data / "mbpp").mkdir()
-    (data / "mbpp" / "mbpp.jsonl").write_text(json.dumps({"text": "Write a function."}))
+    tasks = ({"text": text} for text in ("Write a function.", "Write\u2028two."))
+    lines = (json.dumps(task, ensure_ascii=False) + "\n\n" for task in tasks)
+    (data / "mbpp" / "mbpp.jsonl").write_text("\ufeff" + "".join(lines), encoding="utf-8")
     run("prepare.py", data, out)
     return out
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def test_prepared_rows(prepared: Path) -> None:
@@ -88,17 +90,21 @@ def test_prompts_ask_for_an_answer(prepared: Path) -> None:
     assert {message["role"] for message in asked} == {"user"}
     contents = [message["content"] for message in asked]
     assert "Summarize: Anarchism is a philosophy." in contents
-    assert "Write a function." in contents
+    assert {"Write a function.", "Write\u2028two."} <= set(contents)
     assert any(text.endswith("What happens in this part of the story?") for text in contents)
 
 
 def test_answers_can_be_trained_on(prepared: Path) -> None:
     out = prepared / "own.jsonl"
     options = ("--temperature", 0, "--max-new-tokens", 12)
-    prompts = prepared / "prompts_held_out.jsonl"
+    prompts = prepared / "some.jsonl"
+    asked_for = rows(prepared / "prompts_held_out.jsonl")
+    asked_for += [{"messages": [{"role": "user", "content": "One\u2028line."}]}]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in asked_for)
+    prompts.write_text("".join(lines), encoding="utf-8")
     run("answer.py", "--model", tiny_model(), "--prompts", prompts, "--out", out, *options)
     found = rows(out)
-    assert 0 < len(found) <= len(rows(prompts))
+    assert 1 < len(found) <= len(asked_for)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model())
     for row, document in zip(found, read_documents([out], tokenizer), strict=True):
         asked = tokenizer.decode(row["token_ids"][: row["answer_start"]])

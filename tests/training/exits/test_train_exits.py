@@ -20,6 +20,7 @@ from tests.training.models import make_llama
 from tests.training.stopping import slow_script, wait_for
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli.train import train_app
+from vllm_kangaroo.training.run.target import TargetError
 
 SCRIPT = slow_script("exits.exit_trainer.ExitTrainer")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -165,3 +166,42 @@ def test_a_config_that_cannot_be_used(folder: Path) -> None:
     assert isinstance(result.exception, ValueError) and "cannot be loaded" in str(result.exception)
     result = CliRunner().invoke(train_app, [*args[:3], *args[5:]])
     assert "needs --tokenizer" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read (No such file or directory); name the config.json of a model"),
+        (b"", "is not JSON (Expecting value, column 1)"),
+        (b'{"model_type":\n "llama",}', "line 2 of --config"),
+        ('{"model_type": "llama"}'.encode("utf-16"), "is text in UTF-16; save it in UTF-8"),
+        (b"[]", "has [] (input should be an object); name the config.json of a model"),
+        (b'{"vocab_size": 3}', "has no 'model_type'; name the config.json of a model"),
+        (b'{"model_type": 3}', "has model_type=3 (input should be a valid string)"),
+        (b'{"model_type": null}', "has model_type=None"),
+        (b'{"model_type": "llama", "hidden_size": "big"}', "cannot be loaded ("),
+        (b'{"model_type": "llama", "num_attention_heads": 0}', "cannot be loaded ("),
+        (b'{"model_type": "llama", "hidden_size": -8}', "cannot be loaded ("),
+        (b'{"model_type": "bert"}', "(bert) has no early exits here"),
+        (b'{"model_type": "t5"}', "cannot be loaded ("),
+    ],
+)
+def test_configs_that_are_none(folder: Path, content: bytes | None, message: str) -> None:
+    path = folder / "none.json"
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    args = ["exits", "--config", str(path), "--tokenizer", str(folder / "model")]
+    args += ["--data", str(folder / "a.jsonl"), "--out", str(folder / "x")]
+    result = CliRunner().invoke(train_app, args)
+    assert isinstance(result.exception, TargetError), result.exception
+    assert message in str(result.exception) and str(path) in str(result.exception)
+
+
+def test_a_config_with_a_byte_order_mark(folder: Path) -> None:
+    path = folder / "marked.json"
+    path.write_bytes(b"\xef\xbb\xbf" + (folder / "config.json").read_bytes())
+    args = arguments(folder, "marked", 2, scratch=True)
+    args[args.index("--config") + 1] = str(path)
+    run(args)
+    assert (folder / "marked" / "config.json").exists()

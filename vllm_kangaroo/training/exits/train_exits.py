@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from rich.console import Console
 
 from vllm_kangaroo.console import telling
 from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.text_inputs import InputError, TextInput
 from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
@@ -23,6 +25,10 @@ from vllm_kangaroo.training.run.trainer import Figures
 TRAINING_FILE = "training.json"
 _DRAWN = ("held_out_loss", "top1_agreement")
 _MOST_MEASURED = 6
+
+
+class ConfigError(InputError, TargetError):
+    """A ``--config`` that is none; the message names file, line and remedy."""
 
 
 def train_exits(options: ExitTrainingOptions, console: Console) -> None:
@@ -107,18 +113,31 @@ def _load(options: ExitTrainingOptions) -> Any:
             )
         else:
             assert options.config is not None
-            values = json.loads(options.config.read_text(encoding="utf-8"))
+            values = _config_values(options.config)
             config = AutoConfig.for_model(values.pop("model_type"), **values)
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation=kind
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers computes with a config's values before it checks them
         if isinstance(error, TargetError):
             raise
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise TargetError(f"'{name}' cannot be loaded ({first}); give a Llama or Qwen") from None
     logits_of(str(name), model)  # refuses a model that cannot be read at its exits
     return model
+
+
+class _Config(BaseModel):
+    """A ``config.json``, of which transformers reads the rest."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model_type: str
+
+
+def _config_values(path: Path) -> dict[str, Any]:
+    source = TextInput(path, ConfigError, f"--config '{path}'", "; name the config.json of a model")
+    return source.document(TypeAdapter(_Config)).model_dump()
 
 
 def _check_exits(options: ExitTrainingOptions, layers: int) -> None:
