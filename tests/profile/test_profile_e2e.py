@@ -88,6 +88,9 @@ def test_from_a_model_to_settings(
     verified = found.verification
     expected = verified.predicted.acceptance_length
     assert verified.acceptance_length == pytest.approx(expected, rel=0.02)
+    lines = result.output.splitlines()
+    assert "timing vLLM alone: 0 of 4 answers" in lines
+    assert any(line.startswith("verifying the best settings: 12 of 12 answers, ") for line in lines)
     *_, line = (row for row in result.output.splitlines() if row.startswith("vllm serve"))
     words = shlex.split(line)
     assert words[:3] == ["vllm", "serve", tiny_model()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -62,6 +62,7 @@ class Feed:
         name: of the stream, unique to the engine.
         hints: whether every request says its length, which is the truth.
         clock: of the process; the engine's own goes by it.
+        advance: hears how many requests have ended since the last call.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Feed:
         *,
         hints: bool = False,
         clock: Clock = perf_counter,
+        advance: Callable[[int], None] = lambda requests: None,
     ) -> None:
         self.llm = llm
+        self._advance = advance
         self._process_clock = clock
         self._engine = llm.llm_engine
         self._longest = llm.model_config.max_model_len
@@ -141,6 +144,7 @@ class Feed:
             if not ended[at] and self._got[at] >= self._stream.requests[at].output_tokens:
                 ended[at] = now
                 self._left -= 1
+                self._advance(1)
                 if not output.finished:
                     self._engine.abort_request([output.request_id])
 
@@ -153,9 +157,16 @@ class Feed:
         return Cycle(seconds, len(places) - len(prompts), len(prompts), prompt_tokens, there)
 
 
-def serve(llm: Any, stream: Stream, name: str, *, hints: bool = False) -> Served:
+def serve(
+    llm: Any,
+    stream: Stream,
+    name: str,
+    *,
+    hints: bool = False,
+    advance: Callable[[int], None] = lambda requests: None,
+) -> Served:
     """Feed one engine until all requests have ended; arguments as of :class:`Feed`."""
-    feed = Feed(llm, stream, name, hints=hints)
+    feed = Feed(llm, stream, name, hints=hints, advance=advance)
     feed.run(float("inf"))
     return feed.served
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,15 @@ def teach(earlier: Sequence[TraceRequest], max_model_len: int, file: Path) -> No
 
 
 def capacity(
-    llm: Any, requests: Sequence[TraceRequest], batch_size: int, name: str = "capacity"
+    llm: Any,
+    requests: Sequence[TraceRequest],
+    batch_size: int,
+    name: str = "capacity",
+    advance: Callable[[int], None] = lambda requests: None,
 ) -> float:
     """Requests a second while all places of the batch are taken: all are there from the start."""
-    ended = serve(llm, Stream(requests, np.zeros(len(requests))), name).ended
+    stream = Stream(requests, np.zeros(len(requests)))
+    ended = serve(llm, stream, name, advance=advance).ended
     return full_batches(ended, batch_size)
 
 

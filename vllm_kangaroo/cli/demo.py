@@ -14,7 +14,7 @@ from rich.console import Console
 from vllm_kangaroo.bench import engines
 from vllm_kangaroo.bench.measure import run_setup
 from vllm_kangaroo.bench.prompts import Prompt, load_prompts
-from vllm_kangaroo.console import make_console, telling
+from vllm_kangaroo.console import Progress, make_console
 from vllm_kangaroo.demo.chat import Chat, reader
 from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.demo_results import DemoResult, Segment
@@ -148,7 +148,9 @@ def _compare(
         lookup = any(config.get("lookup") for config in configs.values())
         console.print(legend(configs, colours=colours, lookup=lookup), end="\n\n")
         times = f"{rounds}x" if rounds > 1 else "once"
-        with telling(console, f"generating, each prompt on every engine, {times}"):
+        what = f"generating, each prompt on every engine, {times}"
+        answers = len(started) * len(prompts) * rounds
+        with Progress(console, what, answers, unit="answers") as progress:
             found = compare(
                 started,
                 prompts,
@@ -156,6 +158,7 @@ def _compare(
                 temperature=temperature,
                 rounds=rounds,
                 told=show,
+                advance=progress.advance,
             )
     return DemoResult(
         setup=setup.model_copy(update={"prompts": len(found)}),

@@ -24,7 +24,7 @@ from vllm_kangaroo.bench.scheduler_comparison import (
     vocabulary,
 )
 from vllm_kangaroo.bench.simulated_replay import Model, mean_drafts
-from vllm_kangaroo.console import make_console
+from vllm_kangaroo.console import Progress, make_console, telling
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.step_records import read_steps
 from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, read_trace
@@ -93,25 +93,35 @@ def replay_command(
         teach(earlier, max_model_len, knowledge)
         log = step_log or Path(folder) / "steps.jsonl"
         options: dict[str, Any] = {"predictor_file": str(knowledge), "step_log": str(log)}
-        fcfs = LLM(**settings)
-        ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
+        with telling(console, "starting vLLM with its own scheduler"):
+            fcfs = LLM(**settings)
+        with telling(console, "starting vLLM with LAPS-SD"):
+            ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
         engines = {"fcfs": fcfs, "laps_sd": ours}
-        for name, llm in engines.items():
-            serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
+        with telling(console, "warming both"):
+            for name, llm in engines.items():
+                serve(llm, poisson(later[:8], 1e6, 0), f"warm-{name}")
         model_of = Model(batch_size, max_model_len, knowledge, hints=hints)
         pairs = []
         known = len(read_steps(log))
         for number in range(rounds):
             # Anew for each pair: the load would drift with the machine.
             sample = later[:: -(-requests // MOST_FOR_CAPACITY)]
-            rate = capacity(fcfs, sample, batch_size, f"capacity{number}")
+            of_all = f"round {number + 1} of {rounds}"
+            what = f"measuring the capacity, {of_all}"
+            with Progress(console, what, len(sample), unit="requests") as progress:
+                rate = capacity(fcfs, sample, batch_size, f"capacity{number}", progress.advance)
             console.print(f"capacity {rate:.2f} requests/s; arrivals at {load * rate:.2f}/s")
             stream = poisson(later, load * rate, seed + number)
-            feeds = {
-                name: Feed(llm, stream, f"{name}{number}", hints=hints)
-                for name, llm in engines.items()
-            }
-            serve_in_turns(list(feeds.values()), TURN_S)
+            what = f"serving on both, {of_all}"
+            with Progress(console, what, 2 * requests, unit="requests") as progress:
+                feeds = {
+                    name: Feed(
+                        llm, stream, f"{name}{number}", hints=hints, advance=progress.advance
+                    )
+                    for name, llm in engines.items()
+                }
+                serve_in_turns(list(feeds.values()), TURN_S)
             served = {name: feed.served for name, feed in feeds.items()}
             steps = read_steps(log)
             drafts, known = mean_drafts(steps[known:]), len(steps)

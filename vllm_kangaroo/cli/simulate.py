@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vllm_kangaroo.console import make_console
+from vllm_kangaroo.console import Progress, make_console
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator.plots import plot_cdf, plot_loads, plot_waits
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import (
@@ -94,14 +95,18 @@ def simulate(
     if steps is not None:
         given["step_time"] = fit(read_steps(steps))
     settings = SimulationSettings(**given)
-    comparison = compare(found, settings, names)
     console = make_console()
+    drawn = 0 if plots is None else len(LOADS) * len(names) + 1 + len(WAITS)
+    total = requests * (len(names) + drawn)
+    with Progress(console, "simulating", total, unit="requests") as progress:
+        comparison = compare(found, settings, names, progress.advance)
+        if plots is not None:
+            draw(found, settings, names, comparison, plots, progress.advance)
     print_result(comparison.result, console)
     if json_file is not None:
         json_file.write_text(comparison.result.model_dump_json(indent=1) + "\n")
         console.print(f"figures written to {json_file}", soft_wrap=True)
     if plots is not None:
-        draw(found, settings, names, comparison, plots)
         console.print(f"plots written to {plots}", soft_wrap=True)
 
 
@@ -137,18 +142,26 @@ def draw(
     names: list[str],
     comparison: Comparison,
     folder: Path,
+    advance: Callable[[int], None],
 ) -> None:
-    """Latencies of this run, mean latency over load, and LAPS-SD over ``max_wait_s``."""
+    """Latencies of this run, mean latency over load, and LAPS-SD over ``max_wait_s``.
+
+    Args:
+        advance: see :func:`compare`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plot_cdf({name: comparison.latencies(name) for name in names}, folder / "latency.png")
-    runs = [compare(trace, settings.model_copy(update={"load": load}), names) for load in LOADS]
+    runs = [
+        compare(trace, settings.model_copy(update={"load": load}), names, advance) for load in LOADS
+    ]
     means = {name: [run.result.policies[name].mean_latency_s for run in runs] for name in names}
     plot_loads(LOADS, means, folder / "load.png")
-    base = compare(trace, settings, ["fcfs"]).result.policies["fcfs"]
+    base = compare(trace, settings, ["fcfs"], advance).result.policies["fcfs"]
     rows = []
     for wait in WAITS:
         options = settings.options.model_copy(update={"max_wait_s": wait})
-        run = compare(trace, settings.model_copy(update={"options": options}), ["laps-sd"])
+        changed = settings.model_copy(update={"options": options})
+        run = compare(trace, changed, ["laps-sd"], advance)
         rows.append(run.result.policies["laps-sd"])
     plot_waits(
         WAITS,

@@ -102,16 +102,17 @@ def enlarge(
 
     if adapter_dst is not None and adapter is None:
         raise EnlargeError(f"--adapter-dst {adapter_dst} needs --adapter; name the adapter")
+    console = make_console(soft_wrap=True)
     shape = enlarge_model(
         source,
         target,
+        console=console,
         hidden=hidden,
         ffn=ffn,
         heads=heads,
         kv_heads=kv_heads,
         depth_factor=depth_factor,
     )
-    console = make_console(soft_wrap=True)
     console.print(
         f"{target}: {shape.layers} layers, hidden size {shape.hidden}, feed-forward size "
         f"{shape.ffn}, {shape.heads} query and {shape.kv_heads} key/value heads of {shape.head_dim}"

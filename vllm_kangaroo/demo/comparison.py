@@ -27,6 +27,7 @@ def compare(
     temperature: float,
     rounds: int,
     told: Callable[[str, Prompt, list[Segment]], None],
+    advance: Callable[[int], None] = lambda answers: None,
 ) -> list[PromptResult]:
     """Warm all engines, then generate for all prompts on each, ``rounds`` times in turns.
 
@@ -34,6 +35,7 @@ def compare(
         engines: :data:`PLAIN` and those that draft, by method; started with the worker extension
             :data:`vllm_kangaroo.integration.inspect.inspection.INSPECTION`.
         told: hears of each output of a drafting engine in the first round, with the method.
+        advance: hears how many answers have come since the last call, of ``rounds`` a prompt and engine.
 
     Raises:
         PromptError: if a prompt does not fit the model.
@@ -61,6 +63,7 @@ def compare(
         together=False,
         told=hear,
         done=lambda _: _record(drafting, False),
+        advance=advance,
     )
     results = [_alone(tokenizer, prompt, at, outputs) for at, prompt in enumerate(prompts)]
     for name in drafting:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from vllm_kangaroo.bench.engines import EngineSettings, device
-from vllm_kangaroo.console import telling
+from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.profile.costs import (
     CostModel,
     EngineTimes,
@@ -32,7 +32,7 @@ from vllm_kangaroo.profile.profile_results import (
     Verification,
 )
 from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo, predict
-from vllm_kangaroo.profile.timing import Stopwatch
+from vllm_kangaroo.profile.timing import Advance, Stopwatch
 from vllm_kangaroo.provenance import of_measurement
 from vllm_kangaroo.training.data.documents import read_documents
 from vllm_kangaroo.training.data.errors import DataError
@@ -89,9 +89,18 @@ def profile(options: ProfileOptions, console: Console) -> ProfileResult:
             best, correction = _as_measured(first), first.correction
         verification = None
         if options.verify:
-            with telling(console, "verifying the best settings"):
+            what, count = "verifying the best settings", watch.answers(checking, 3)
+            with Progress(console, what, count, unit="answers") as progress:
                 verification = _verify(
-                    best, correction, watch, heads, checking, read, costs, adapter_costs
+                    best,
+                    correction,
+                    watch,
+                    heads,
+                    checking,
+                    read,
+                    costs,
+                    adapter_costs,
+                    progress.advance,
                 )
     result = ProfileResult(
         model=settings.name,
@@ -190,12 +199,13 @@ def _time(
     console: Console,
 ) -> tuple[list[list[int]], CostModel, dict[str, HeadCost]]:
     """Time engines that draft without a threshold; returns vLLM's answers and the costs."""
-    with telling(console, "timing vLLM alone"):
-        answers, plain = watch.alone(prompts)
+    alone, beside = (watch.answers(prompts, engines) for engines in (1, 2))
+    with Progress(console, "timing vLLM alone", alone, unit="answers") as progress:
+        answers, plain = watch.alone(prompts, progress.advance)
 
     def run(what: str, config: dict[str, Any]) -> EngineTimes:
-        with telling(console, f"timing {what}"):
-            return watch.drafting(config, prompts, plain.seconds)[0]
+        with Progress(console, f"timing {what}", beside, unit="answers") as progress:
+            return watch.drafting(config, prompts, plain.seconds, progress.advance)[0]
 
     def kangaroo(drafts: int, **which: Any) -> EngineTimes:
         config = {"num_speculative_tokens": drafts, "confidence_threshold": 0.0, **which}
@@ -278,8 +288,11 @@ def _run_finalists(
     """Run settings on the prompts that they were chosen by: a cost model tells settings apart, not seconds."""
     finalists: list[Finalist] = []
     for at, each in enumerate(predictions, start=1):
-        with telling(console, f"running finalist {at} of {len(predictions)}"):
-            times, ratio = watch.drafting(each.speculative_config, prompts)
+        what = f"running finalist {at} of {len(predictions)}"
+        with Progress(console, what, watch.answers(prompts, 2), unit="answers") as progress:
+            times, ratio = watch.drafting(
+                each.speculative_config, prompts, advance=progress.advance
+            )
         length = times.tokens / times.rounds
         finalists.append(Finalist(predicted=each, speedup=ratio, acceptance_length=length))
     return finalists
@@ -300,11 +313,12 @@ def _verify(
     read: _Exits,
     costs: CostModel,
     adapter_costs: dict[str, HeadCost],
+    advance: Advance,
 ) -> Verification:
     """Run the best settings and vLLM alone on prompts that had no part in the choice."""
     config = best.speculative_config
-    answers, _ = watch.alone(prompts)
-    drafting, ratio = watch.drafting(config, prompts)
+    answers, _ = watch.alone(prompts, advance)
+    drafting, ratio = watch.drafting(config, prompts, advance=advance)
     adapter = config.get("model")
     head = next(
         each

@@ -6,7 +6,7 @@ over minutes, but the ratio of two runs made one after the other holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from time import perf_counter
@@ -20,6 +20,7 @@ from vllm_kangaroo.profile.costs import EngineTimes
 
 _WARM_UP = 3
 Prompts = Sequence[Sequence[int]]
+Advance = Callable[[int], None]
 
 
 class Stopwatch:
@@ -46,35 +47,54 @@ class Stopwatch:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def alone(self, prompts: Prompts) -> tuple[list[list[int]], EngineTimes]:
-        """Answers and times of vLLM alone; the median run counts."""
-        rounds, _ = self._run({"plain": self.plain}, prompts, ())
+    def answers(self, prompts: Prompts, engines: int) -> int:
+        """How many answers a run of so many engines takes, those that warm them left out."""
+        return engines * self.repeats * len(prompts)
+
+    def alone(
+        self, prompts: Prompts, advance: Advance = lambda answers: None
+    ) -> tuple[list[list[int]], EngineTimes]:
+        """Answers and times of vLLM alone; the median run counts.
+
+        Args:
+            advance: hears how many answers have come since the last call.
+        """
+        rounds, _ = self._run({"plain": self.plain}, prompts, (), advance)
         runs = sorted((one["plain"] for one in rounds), key=_seconds)
         median = runs[len(runs) // 2]
         return [one.token_ids for one in median.outputs], _times(median, {})
 
     def drafting(
-        self, config: dict[str, Any], prompts: Prompts, reference: float | None = None
+        self,
+        config: dict[str, Any],
+        prompts: Prompts,
+        reference: float | None = None,
+        advance: Advance = lambda answers: None,
     ) -> tuple[EngineTimes, float]:
         """Start an engine that drafts, and run it and vLLM alone in turns.
 
         Args:
             config: its ``speculative_config``.
             reference: seconds that vLLM alone takes for the prompts, to which times are scaled; None leaves them.
+            advance: see `alone`.
 
         Returns:
             the times, and vLLM's seconds over those of drafting: of the round with the median ratio.
         """
         with engine(self.settings, config) as llm:
             engines = {"plain": self.plain, "drafting": llm}
-            rounds, grown = self._run(engines, prompts, ["drafting"])
+            rounds, grown = self._run(engines, prompts, ["drafting"], advance)
         ratios = [_seconds(one["plain"]) / _seconds(one["drafting"]) for one in rounds]
         median = sorted(range(len(ratios)), key=ratios.__getitem__)[len(ratios) // 2]
         scale = 1.0 if reference is None else reference / _seconds(rounds[median]["plain"])
         return _times(rounds[median]["drafting"], grown[median], scale), ratios[median]
 
     def _run(
-        self, engines: Mapping[str, Any], prompts: Prompts, counted: Sequence[str]
+        self,
+        engines: Mapping[str, Any],
+        prompts: Prompts,
+        counted: Sequence[str],
+        advance: Advance,
     ) -> tuple[list[dict[str, Pass]], list[dict[str, float]]]:
         """Passes of each round, and by how much the counters of the one that is counted grew in it."""
         params = sampling(0.0, self.tokens)
@@ -86,6 +106,7 @@ class Stopwatch:
             self.repeats,
             together=False,
             counted=counted,
+            advance=advance,
             clock=self._clock,
         )
         grown = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -205,3 +207,15 @@ def test_sharded_source(tmp_path: Path) -> None:
     one = load_file(tmp_path / "one" / "model.safetensors")
     two = load_file(tmp_path / "two" / "model.safetensors")
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_it_tells_how_far_it_is(tmp_path: Path) -> None:
+    make_llama(tmp_path / "small")
+    said = io.StringIO()
+    console = Console(file=said, width=1000)
+    enlarge_model(tmp_path / "small", tmp_path / "large", console=console, **SIZES)
+    count = len(load_file(tmp_path / "small" / "model.safetensors"))
+    first, last, writing = said.getvalue().splitlines()
+    assert first == f"enlarging: 0 of {count} tensors"
+    assert last.startswith(f"enlarging: {count} of {count} tensors, took ")
+    assert writing == "writing model.safetensors"

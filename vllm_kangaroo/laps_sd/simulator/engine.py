@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -77,6 +77,7 @@ def simulate(
     batch_size: int,
     token_budget: int = TOKEN_BUDGET,
     stride: int = 1,
+    advance: Callable[[int], None] = lambda requests: None,
 ) -> Outcome:
     """Run a workload to its end.
 
@@ -87,6 +88,7 @@ def simulate(
         batch_size: most requests in a step.
         token_budget: most tokens in a step.
         stride: most rounds between two decisions while nobody arrives and nobody ends.
+        advance: hears how many requests have ended since the last call.
     """
     stream = _Stream(workload, facts)
     arrivals = [*workload.arrivals.tolist(), inf]
@@ -115,6 +117,7 @@ def simulate(
                 finished[request] = now
                 policy.remove(request, output_tokens=stream.lengths[request])
                 left -= 1
+                advance(1)
     return Outcome(first, finished, steps)
 
 

@@ -99,12 +99,18 @@ class Comparison:
 
 
 def compare(
-    trace: Sequence[TraceRequest], settings: SimulationSettings, policies: Sequence[str] = POLICIES
+    trace: Sequence[TraceRequest],
+    settings: SimulationSettings,
+    policies: Sequence[str] = POLICIES,
+    advance: Callable[[int], None] = lambda requests: None,
 ) -> Comparison:
     """Simulate a stream of the trace's later requests; its earlier ones have taught the predictors.
 
     More requests than the trace's later part has are drawn from it again and again; the predictors then stop learning,
     since they would meet the very answers they have learnt.
+
+    Args:
+        advance: see :func:`simulate`; all policies together simulate as many requests as there are, each.
     """
     split = max(1, int(len(trace) * settings.train_share))
     later = np.arange(split, len(trace))
@@ -146,6 +152,7 @@ def compare(
             settings.step_time,
             batch_size=settings.batch_size,
             stride=settings.stride,
+            advance=advance,
         )
         outcomes[name] = outcome
         if isinstance(policy, LapsSdPolicy):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.reference import KangarooAdapter
+from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.training.checkpoints.enlarge import (
     EnlargeError,
     LlamaShape,
@@ -25,12 +28,16 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FINAL_NORM = "model.norm.weight"
+NOT_A_WEIGHT = "rotary_emb.inv_freq"
 
 
-def enlarge_model(source: Path, target: Path, **sizes: int) -> LlamaShape:
+def enlarge_model(
+    source: Path, target: Path, *, console: Console | None = None, **sizes: int
+) -> LlamaShape:
     """Write to ``target`` an enlargement of the checkpoint in ``source``.
 
     Args:
+        console: is told how far it is.
         sizes: ``hidden``, ``ffn``, ``heads``, ``kv_heads`` and optionally ``depth_factor``.
 
     Raises:
@@ -42,12 +49,15 @@ def enlarge_model(source: Path, target: Path, **sizes: int) -> LlamaShape:
     new = old.enlarged(**sizes)
     if target.exists() and any(target.iterdir()):
         raise EnlargeError(f"'{target}' is not empty; name a new directory")
-    state = enlarge_state(_tensors(source), old, new)
+    told = console or Console(quiet=True)
+    with Progress(told, "enlarging", _count(source), unit="tensors") as progress:
+        state = enlarge_state(_counted(_tensors(source), progress), old, new)
     target.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         if file.is_file() and _is_companion(file.name):
             shutil.copyfile(file, target / file.name)
-    save_file(state, target / WEIGHTS_FILE, metadata={"format": "pt"})
+    with telling(told, f"writing {WEIGHTS_FILE}"):
+        save_file(state, target / WEIGHTS_FILE, metadata={"format": "pt"})
     config |= {
         "hidden_size": new.hidden,
         "intermediate_size": new.ffn,
@@ -146,19 +156,42 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / WEIGHTS_FILE]
 
 
+def _counted(
+    tensors: Iterable[tuple[str, Tensor]], progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    for each in tensors:
+        yield each
+        progress.advance()
+
+
 def _tensors(
     folder: Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[str, Tensor]]:
     for path in _shards(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in filter(wanted, file.keys()):
-                    if not name.endswith("rotary_emb.inv_freq"):
-                        yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise EnlargeError(
-                f"'{path}' cannot be read ({error}); give a whole safetensors checkpoint"
-            ) from None
+        with _readable(path) as file:
+            for name in filter(wanted, file.keys()):
+                if not name.endswith(NOT_A_WEIGHT):
+                    yield name, file.get_tensor(name)
+
+
+def _count(folder: Path) -> int:
+    """Tensors that `_tensors` has of all."""
+    found = 0
+    for path in _shards(folder):
+        with _readable(path) as file:
+            found += sum(not name.endswith(NOT_A_WEIGHT) for name in file.keys())  # noqa: SIM118
+    return found
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise EnlargeError(
+            f"'{path}' cannot be read ({error}); give a whole safetensors checkpoint"
+        ) from None
 
 
 def _tensor(folder: Path, name: str) -> Tensor:
