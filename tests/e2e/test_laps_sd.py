@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
-from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_in_turns
+from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_alternating
 from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.step_records import read_steps
@@ -141,7 +141,7 @@ def test_engines_that_take_turns_have_clocks_of_their_own(engines: Engines, tmp_
     clock, ended = Ticks(), list[int]()
     both[1].core.scheduler.clock = clock
     feeds = [Feed(each.llm, stream, "turns", clock=clock, advance=ended.append) for each in both]
-    serve_in_turns(feeds, 0.02)
+    serve_alternating(feeds, 0.02)
     took = clock.now
     assert took < 60.0
     assert sum(ended) == 2 * 6

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_kangaroo.bench.generation import Clock
 from vllm_kangaroo.bench.ladder_cost import LadderCost
-from vllm_kangaroo.bench.rounds import Pass, RoundOutputs, run_pass, run_turns
+from vllm_kangaroo.bench.rounds import Pass, RoundOutputs, run_alternating, run_pass
 
 Counters = Mapping[str, Any]
 """As a worker that drafts by early exits gives them."""
@@ -68,11 +68,11 @@ def run_engines(
     advance: Callable[[int], None] = lambda answers: None,
     clock: Clock = perf_counter,
 ) -> EngineRuns:
-    """Run every prompt on each of some warm engines, as :func:`run_turns` does.
+    """Run every prompt on each of some warm engines, as :func:`run_alternating` does.
 
     Args:
         counted: names of the engines that draft by early exits.
-        done, advance: see :func:`run_turns`.
+        done, advance: see :func:`run_alternating`.
     """
     read: dict[str, list[Counters]] = {name: [counters(engines[name])] for name in counted}
 
@@ -81,7 +81,7 @@ def run_engines(
             readings.append(counters(engines[name]))
         done(passes)
 
-    found = run_turns(
+    found = run_alternating(
         engines,
         prompts,
         params,

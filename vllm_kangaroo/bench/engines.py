@@ -152,7 +152,7 @@ def engine(
 
 
 def verbose_logging() -> None:
-    """Let vLLM speak; call before vLLM is imported."""
+    """Show vLLM's log; call before vLLM is imported."""
     if os.environ.get("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
         os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
 

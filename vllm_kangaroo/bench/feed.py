@@ -49,20 +49,20 @@ class Served:
 
 
 class Feed:
-    """A stream on its way through one engine that lives in this process.
+    """A stream on its way through one engine in this process.
 
     The engine has a clock of its own, by which requests arrive: it runs while the engine is fed and steps, leaps over
-    the time in which there is nothing to do, and stands still while another engine has its turn.
+    the time in which there is nothing to do, and stands still while another engine runs.
 
     Every answer is cut by the client once it has the length that the trace says, as stop strings are: the scheduler
-    knows nothing but a generous ``max_tokens``, and learns nothing from it.
+    is given a generous ``max_tokens`` alone, which says nothing of the length.
 
     Args:
         llm: vLLM's ``LLM``.
         name: of the stream, unique to the engine.
         hints: whether every request says its length, which is the truth.
         clock: of the process; the engine's own goes by it.
-        advance: hears how many requests have ended since the last call.
+        advance: called with how many requests have ended since the last call.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ def serve(
     return feed.served
 
 
-def serve_in_turns(feeds: Sequence[Feed], turn_s: float) -> None:
-    """Feed several engines, each for ``turn_s`` seconds of its clock at a time: whatever slows the machine, slows all.
+def serve_alternating(feeds: Sequence[Feed], slice_s: float) -> None:
+    """Feed several engines, each for ``slice_s`` seconds of its clock at a time: whatever slows the machine, slows all.
 
     A run of one engine after another compares what the machine was doing as well: on a shared one its speed changes by
     more, from one half minute to the next, than the schedulers differ by.
@@ -183,7 +183,7 @@ def serve_in_turns(feeds: Sequence[Feed], turn_s: float) -> None:
         for feed in feeds:
             if not feed.done:
                 go_on(feed.llm)
-                feed.run(turn_s)
+                feed.run(slice_s)
                 hold(feed.llm)
     for feed in feeds:
         go_on(feed.llm)

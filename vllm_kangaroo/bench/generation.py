@@ -91,7 +91,7 @@ def stream(llm: Any, prompt: Sequence[int], params: Any) -> Generator[Generation
         params: as :func:`sampling` makes them.
 
     Yields:
-        One and the same output, growing. How many drafts were accepted it knows at its end alone.
+        One and the same output, growing. How many drafts were accepted is in it at its end alone.
     """
     name, generation = f"prompt-{next(_numbers)}", Generation()
     llm.llm_engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)

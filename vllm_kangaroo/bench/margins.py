@@ -15,7 +15,7 @@ CANDIDATES = 20
 def with_margins(
     plain: Any, equality: Equality, prompts: Sequence[Sequence[int]], rounds: Sequence[RoundOutputs]
 ) -> Equality:
-    """Ask vLLM alone, at each divergence, how far apart the two tokens are.
+    """Compute with vLLM alone how far apart the two tokens of each divergence are.
 
     Args:
         plain: the engine of vLLM alone.

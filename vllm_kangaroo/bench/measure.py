@@ -88,8 +88,8 @@ def chosen_prompts(
     """
     tokenizer = llm.get_tokenizer()
     limit = llm.llm_engine.model_config.max_model_len
-    room = limit - setup.max_tokens
-    fitting = [prompt for prompt in prompts if len(encode(tokenizer, prompt)) <= room]
+    longest = limit - setup.max_tokens
+    fitting = [prompt for prompt in prompts if len(encode(tokenizer, prompt)) <= longest]
     if not fitting:
         raise PromptError(
             f"--max-tokens {setup.max_tokens} leaves no room for any prompt in the {limit} tokens "

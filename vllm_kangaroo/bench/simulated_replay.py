@@ -34,7 +34,7 @@ class Simulated(NamedTuple):
 
 
 class Model:
-    """What the simulator is told of the real engine, beside the rounds and the time of the steps of a run.
+    """What the simulator is given of the real engine, beside the rounds and the time of the steps of a run.
 
     Args:
         batch_size: its ``max_num_seqs``.

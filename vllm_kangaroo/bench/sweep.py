@@ -143,7 +143,7 @@ def sweep(
     """Run all points.
 
     Args:
-        done: told of everything so far after each pair of exits.
+        done: called with everything so far after each pair of exits.
     """
     settings = options.settings()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)

@@ -26,11 +26,11 @@ def _compare(options: CompareOptions) -> None:
 
 
 def _memory(options: MemoryOptions) -> None:
-    from vllm_kangaroo.bench import memory
+    from vllm_kangaroo.bench import memory_report
 
     console = make_console()
-    report = memory.measure_memory(options, console)
-    console.print(memory.memory_table(report))
+    report = memory_report.measure_memory(options, console)
+    console.print(memory_report.memory_table(report))
     _write(report, options.out, console)
 
 

@@ -40,7 +40,7 @@ def adapter(
     model: Annotated[Path, typer.Option(help="local checkpoint directory of its target")],
 ) -> None:
     """Convert an adapter of the original Kangaroo code, executing nothing of it."""
-    from vllm_kangaroo.training.checkpoints.convert import convert as run
+    from vllm_kangaroo.training.checkpoints.original_adapter import convert as run
 
     config = run(source, out, exit_layer, model)
     console = make_console(soft_wrap=True)

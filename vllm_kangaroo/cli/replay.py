@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vllm_kangaroo import tiny_model
-from vllm_kangaroo.bench.feed import Feed, serve, serve_in_turns
+from vllm_kangaroo.bench.feed import Feed, serve, serve_alternating
 from vllm_kangaroo.bench.scheduler_comparison import (
     SCHEDULER,
     Pair,
@@ -31,8 +31,8 @@ from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, read_trace
 
 MOST_FOR_CAPACITY = 300
 """Requests, evenly spaced, that are served to measure the capacity."""
-TURN_S = 0.5
-"""Seconds for which one engine works before it is the other's turn."""
+SLICE_S = 0.5
+"""Seconds for which one engine runs before the other does."""
 
 
 def replay_command(
@@ -121,7 +121,7 @@ def replay_command(
                     )
                     for name, llm in engines.items()
                 }
-                serve_in_turns(list(feeds.values()), TURN_S)
+                serve_alternating(list(feeds.values()), SLICE_S)
             served = {name: feed.served for name, feed in feeds.items()}
             steps = read_steps(log)
             drafts, known = mean_drafts(steps[known:]), len(steps)

@@ -11,7 +11,7 @@ from vllm_kangaroo.bench.bench_results import Divergence, Speed
 from vllm_kangaroo.bench.generation import Generation, sampling
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode
-from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_pass, run_turns
+from vllm_kangaroo.bench.rounds import WARM_UP_TOKENS, Pass, RoundOutputs, run_alternating, run_pass
 from vllm_kangaroo.demo.demo_results import MethodOutput, PromptResult, Segment
 from vllm_kangaroo.demo.segments import pieces, segments
 
@@ -34,8 +34,8 @@ def compare(
     Args:
         engines: :data:`PLAIN` and those that draft, by method; started with the worker extension
             :data:`vllm_kangaroo.integration.inspect.inspection.INSPECTION`.
-        told: hears of each output of a drafting engine in the first round, with the method.
-        advance: hears how many answers have come since the last call, of ``rounds`` a prompt and engine.
+        told: called with the method, the prompt and each output of a drafting engine in the first round.
+        advance: called with how many answers have come since the last call, of ``rounds`` a prompt and engine.
 
     Raises:
         PromptError: if a prompt does not fit the model.
@@ -55,7 +55,7 @@ def compare(
             told(name, prompts[at], texts[name][-1])
 
     _record(drafting, True)
-    outputs = run_turns(
+    outputs = run_alternating(
         engines,
         encoded,
         sampling(temperature, max_tokens),

@@ -1,6 +1,6 @@
 """Is a request's acceptance length known well enough? The states of LAPS-SD (section 3 of the paper).
 
-The paper leaves the test open. Ours asks for a narrow confidence interval of the mean tokens a round brings, over the
+The paper leaves the test open. Ours requires a narrow confidence interval of the mean tokens a round brings, over the
 rounds since it last drifted: it is what the time of a request depends on, however many drafts a round has. What ended
 requests were like serves as a prior, so that where all requests are alike one need not be watched for long.
 """
@@ -32,7 +32,7 @@ class AcceptancePrior:
         self.between = inf
         """Variance of the true means of requests; infinite until enough requests have ended."""
         self.worth_rounds = 0.0
-        """How many rounds of a request's own the prior is worth: 0 until it knows something."""
+        """How many rounds of a request's own the prior is worth: 0 until enough requests have ended."""
 
     def learn(self, rounds: int, mean: float, variance: float) -> None:
         """Take in one ended request whose rounds were seen to vary."""

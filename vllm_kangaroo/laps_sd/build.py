@@ -10,7 +10,7 @@ from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 
 
 def predictor_of(options: LapsSdOptions) -> LengthPredictor:
-    """The predictor the options ask for.
+    """The predictor that the options name.
 
     Raises:
         LapsSdError: if ``predictor_file`` cannot be read.
@@ -24,5 +24,5 @@ def predictor_of(options: LapsSdOptions) -> LengthPredictor:
 
 
 def build_policy(options: LapsSdOptions) -> LapsSdPolicy:
-    """A policy that takes hints, and asks the predictor where there is none."""
+    """A policy that takes hints, and uses the predictor where there is none."""
     return LapsSdPolicy(options, HintedLengths(predictor_of(options)))

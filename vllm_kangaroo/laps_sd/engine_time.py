@@ -42,7 +42,7 @@ class CostAverages:
         """Share the wall time of a step out by positions processed; the shares add up to it.
 
         Returns:
-            Seconds for each entry of ``step``, in order.
+            Seconds for each request of ``step``, in order.
         """
         total = 0
         for one in step:

@@ -51,10 +51,10 @@ class LengthPredictor(Protocol):
 
 
 class KnownLength:
-    """A length that somebody claims to know.
+    """A length that was stated beforehand.
 
-    Once it has been passed the claim is void, and as much is expected again as has come already: a wrong claim then
-    costs the request its place, and nobody else theirs.
+    Once it has been passed it is void, and as much is expected again as has come already: a wrong one then costs the
+    request its place, and no other request its own.
     """
 
     __slots__ = ("tokens",)
@@ -160,7 +160,7 @@ class EmpiricalLengths:
 
 
 class OracleLengths:
-    """The true length, which only a simulation knows."""
+    """The true length, which there is in a simulation alone."""
 
     def predict(self, facts: RequestFacts) -> LengthDistribution:
         """Needs ``true_tokens``."""

@@ -7,8 +7,8 @@ the perceptible by remaining time.
 
 **Starvation bound.** Of the requests of one priority class, one that has waited ``max_wait_s`` since it last ran goes
 before all that have not, behind those that have waited longer, and stays in front for ``front_s``. With ``c`` requests
-running at a time, ``n`` in the class and none in a higher one, and steps of at most ``s`` seconds, nobody waits longer
-than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are or claim to be.
+running at a time, ``n`` in the class and none in a higher one, and steps of at most ``s`` seconds, no request waits
+longer than ``max_wait_s + ceil(n / c) * (front_s + s) + s``, whatever the others are or claim to be.
 """
 
 from __future__ import annotations

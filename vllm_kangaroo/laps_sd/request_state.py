@@ -1,4 +1,4 @@
-"""One request as the policy knows it."""
+"""What the policy keeps of one request."""
 
 from __future__ import annotations
 

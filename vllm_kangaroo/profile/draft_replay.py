@@ -108,11 +108,11 @@ def hispec(
     """
     work, done = Work(), 0
     while done < len(record.target):
-        room = record.limit(done, buffer)
+        capacity = record.limit(done, buffer)
         gathered: list[int] = []
-        while len(gathered) < room and not (gathered and gathered[-1] in record.stop_ids):
+        while len(gathered) < capacity and not (gathered and gathered[-1] in record.stop_ids):
             at = done + len(gathered)
-            most = min(per_round, room - len(gathered))
+            most = min(per_round, capacity - len(gathered))
             drafts = chain(record.guesses[head], at, most, threshold, record.stop_ids)
             if not drafts:
                 break  # beyond what is recorded

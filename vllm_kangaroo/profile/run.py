@@ -35,8 +35,8 @@ from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo,
 from vllm_kangaroo.profile.timing import Advance, Stopwatch
 from vllm_kangaroo.provenance import of_measurement
 from vllm_kangaroo.training.data.documents import read_documents
+from vllm_kangaroo.training.data.drawn_prompts import draw_prompts
 from vllm_kangaroo.training.data.errors import DataError
-from vllm_kangaroo.training.data.prompts import draw_prompts
 from vllm_kangaroo.training.data.training_data import hashes, load_tokenizer
 from vllm_kangaroo.training.data.windows import Windows, pack
 from vllm_kangaroo.training.run.target import Target, TargetError

@@ -57,7 +57,7 @@ class Stopwatch:
         """Answers and times of vLLM alone; the median run counts.
 
         Args:
-            advance: hears how many answers have come since the last call.
+            advance: called with how many answers have come since the last call.
         """
         rounds, _ = self._run({"plain": self.plain}, prompts, (), advance)
         runs = sorted((one["plain"] for one in rounds), key=_seconds)

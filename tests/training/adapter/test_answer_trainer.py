@@ -19,8 +19,8 @@ from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData, BatchOrder
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
+from vllm_kangaroo.training.adapter.draft_rounds import at_draft, drawn_rounds, recall
 from vllm_kangaroo.training.adapter.loss import acceptance_loss
-from vllm_kangaroo.training.adapter.rounds import at_draft, drawn_rounds, recall
 from vllm_kangaroo.training.adapter.train_from_answers import train_from_answers
 from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.shards import FINAL, Answer, exit_key

@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from vllm_kangaroo.training.run import curve as drawing
-from vllm_kangaroo.training.run.interrupts import StopNow, between_steps
 from vllm_kangaroo.training.run.loop import TrainingRun
 from vllm_kangaroo.training.run.state import STATE_FILE, ResumeError
+from vllm_kangaroo.training.run.step_interrupts import StopNow, between_steps
 from vllm_kangaroo.training.run.trainer import Figures, Trainer
 from vllm_kangaroo.training.run.training_options import TrainingOptions
 

@@ -55,7 +55,7 @@ class Inspection:
         drafter.plan = drafter.plan.model_copy(update=lengths)
 
     def memory_in_use(self) -> dict[str, int]:
-        """Bytes that the engine's worker holds, by kind; see :class:`vllm_kangaroo.bench.memory.EngineMemory`."""
+        """Bytes that the engine's worker holds, by kind; see :class:`vllm_kangaroo.bench.memory_report.EngineMemory`."""
         runner = self.model_runner
         config = runner.kv_cache_config
         # The blocks of a group share one size, and each group has one table: a position lies in one block of each.

@@ -13,7 +13,7 @@ from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 
 
 class SimulatedPolicy(Protocol):
-    """What the simulator asks of a policy; :class:`~vllm_kangaroo.laps_sd.policy.LapsSdPolicy` is one."""
+    """What the simulator calls of a policy; :class:`~vllm_kangaroo.laps_sd.policy.LapsSdPolicy` is one."""
 
     def add(self, request_id: RequestId, facts: RequestFacts, now: float) -> None:
         """A request has arrived."""
@@ -46,7 +46,7 @@ class KeyPolicy:
 
     Args:
         key: of a request, from what is known of it now.
-        preemptive: whether a running request makes room for one of a smaller key.
+        preemptive: whether a request of a smaller key takes the place of a running one.
     """
 
     def __init__(self, key: Callable[[_Job], float], *, preemptive: bool) -> None:

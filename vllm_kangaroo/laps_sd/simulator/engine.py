@@ -87,8 +87,8 @@ def simulate(
         facts: of each request, in order of arrival, its true length among them.
         batch_size: most requests in a step.
         token_budget: most tokens in a step.
-        stride: most rounds between two decisions while nobody arrives and nobody ends.
-        advance: hears how many requests have ended since the last call.
+        stride: most rounds between two decisions while no request arrives or ends.
+        advance: called with how many requests have ended since the last call.
     """
     stream = _Stream(workload, facts)
     arrivals = [*workload.arrivals.tolist(), inf]

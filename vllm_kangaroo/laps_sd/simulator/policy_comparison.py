@@ -110,7 +110,7 @@ def compare(
     since they would meet the very answers they have learnt.
 
     Args:
-        advance: see :func:`simulate`; all policies together simulate as many requests as there are, each.
+        advance: see :func:`simulate`; every policy has all the requests.
     """
     split = max(1, int(len(trace) * settings.train_share))
     later = np.arange(split, len(trace))

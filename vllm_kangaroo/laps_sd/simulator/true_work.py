@@ -1,4 +1,4 @@
-"""What each request of a workload really asks of the engine, which no scheduler can know."""
+"""The time of the engine that each request of a workload takes, which no scheduler is given."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def make_workload(
 ) -> Workload:
     """A stream of the picked requests of a trace.
 
-    ``load`` is the share of the engine's capacity that the stream asks for: 1 means that requests arrive as fast as
+    ``load`` is the share of the engine's capacity that the stream takes: 1 means that requests arrive as fast as
     full batches of ``batch_size`` serve them. With ``arrivals="trace"`` the trace's own times are taken.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Train adapters on answers whose states are on disk: the target is not run, and a memory sees what it will see.
+"""Train adapters on answers whose states are on disk: the target is not run, and a memory gets what it gets in serving.
 
 Deep states of the last verified position reach the drafts of a round as they do when the adapter is served: see
-`vllm_kangaroo.training.adapter.rounds`.
+`vllm_kangaroo.training.adapter.draft_rounds`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerBatch, AnswerData, BatchOrder
+from vllm_kangaroo.training.adapter.draft_rounds import IntArray, at_draft, drawn_rounds, recall
 from vllm_kangaroo.training.adapter.loss import (
     Head,
     acceptance_loss,
     backward,
     soft_cross_entropy,
 )
-from vllm_kangaroo.training.adapter.rounds import IntArray, at_draft, drawn_rounds, recall
 from vllm_kangaroo.training.adapter.trainer_base import AdapterTrainerBase
 from vllm_kangaroo.training.exits import exit_loss
 from vllm_kangaroo.training.run.target import Target

@@ -34,7 +34,7 @@ class Features:
         self._run = target.exit_states if shallow else target.states
         self.token_bytes = (len(target.exits) + (not shallow)) * target.state_bytes
         self.window_bytes = windows.ids.shape[1] * self.token_bytes
-        self.room = min(int(cache_gib * GIB) // max(self.window_bytes, 1), len(windows))
+        self.most_kept = min(int(cache_gib * GIB) // max(self.window_bytes, 1), len(windows))
         self.caching = cache_gib > 0
         self._kept: dict[int, tuple[Tensor, ...]] = {}
 
@@ -49,8 +49,10 @@ class Features:
         line = f"exit states: {self.token_bytes} bytes a token, {whole:.2f} GiB for all of the data"
         if not self.caching:
             return f"{line}; computed as they are needed"
-        share = self.room / len(self.windows)
-        return f"{line}; {share:.0%} of it kept in {self.room * self.window_bytes / GIB:.2f} GiB"
+        share = self.most_kept / len(self.windows)
+        return (
+            f"{line}; {share:.0%} of it kept in {self.most_kept * self.window_bytes / GIB:.2f} GiB"
+        )
 
     @torch.no_grad()
     def states(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
@@ -68,6 +70,6 @@ class Features:
         if states is None:
             ids, _ = self.windows.select(np.array([row]))
             states = self._run(ids.to(self.device))
-            if len(self._kept) < self.room:
+            if len(self._kept) < self.most_kept:
                 self._kept[row] = tuple(part.clone() for part in states)
         return states

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from vllm_kangaroo.console import Progress
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.data.drawn_prompts import draw_prompts
 from vllm_kangaroo.training.data.errors import DataError
-from vllm_kangaroo.training.data.prompts import draw_prompts
 from vllm_kangaroo.training.run.state import ResumeError
 
 ANSWERS_FILE = "on_policy.jsonl"

@@ -13,7 +13,7 @@ from vllm_kangaroo.provenance import data_files
 from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.answers.shards import Answer, ShardError
-from vllm_kangaroo.training.data.prompts import draw_prompts
+from vllm_kangaroo.training.data.drawn_prompts import draw_prompts
 
 ANSWERS_A_SHARD = 64
 

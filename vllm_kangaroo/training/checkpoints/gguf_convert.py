@@ -48,7 +48,7 @@ def convert_gguf(
     Args:
         dtype: of the weights; ``auto`` is the file's own, bfloat16 where it is quantised.
         tokenizer: directory to take the tokenizer from instead of from the file.
-        told: hears of each stage.
+        told: called with each stage, in words.
 
     Returns:
         The model's config.
@@ -153,8 +153,8 @@ def _set_rope(file: GgufFile, config: Any) -> None:
 def llama3_factors(head_dim: int, theta: float, factor: float) -> np.ndarray:
     """By what Llama 3.1 divides each rotary frequency, ``[head_dim / 2]``."""
     low, high, before = LLAMA3_ROPE.values()
-    turns = before / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    rotations = before / (2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim))
+    smooth = np.clip((rotations - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - smooth) / factor + smooth))
 
 

@@ -210,7 +210,7 @@ def _encode(part: list[_Text], tokenizer: Any, *, special: bool) -> Any:
     try:
         return encode([item.text for item in part])
     except Exception:
-        for item in part:  # whose fault was it?
+        for item in part:  # the one that fails by itself
             try:
                 encode([item.text])
             except Exception as error:

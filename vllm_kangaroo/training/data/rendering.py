@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vllm_kangaroo.text_inputs import InputError
 from vllm_kangaroo.training.data.turns import Message, Messages
 
-_MARKER = "\ue000"  # a character of nobody's text
+_MARKER = "\ue000"  # for private use: no text holds it
 
 
 class Place(Protocol):
@@ -93,25 +93,27 @@ class ChatTemplate:
     def _with_contents(self, messages: Messages, place: Place) -> Messages:
         """Contents of None made empty, unless the template can tell them from texts.
 
-        vLLM hands on none of them; a template that knows nothing of calls would write "None".
+        vLLM hands on none of them; a template that does not write calls would write "None".
         """
         if all(message["content"] is not None for message in messages):
             return messages
         marked = _filled(messages, _MARKER)
         try:
             as_it_is = self._render(messages, place)
-            knows = as_it_is != self._render(marked, place).replace(_MARKER, "None")
+            tells_apart = as_it_is != self._render(marked, place).replace(_MARKER, "None")
         except InputError:
-            knows = False
-        return messages if knows else _filled(messages, "")
+            tells_apart = False
+        return messages if tells_apart else _filled(messages, "")
 
-    def _render(self, messages: Sequence[Message], place: Place, **more: Any) -> str:
+    def _render(self, messages: Sequence[Message], place: Place, **options: Any) -> str:
         if not self._tokenizer.chat_template:
             raise place.fault(
                 "is a conversation but the tokenizer has no chat template", "; add it"
             )
         try:
-            text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, **more)
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, **options
+            )
         except Exception as error:  # a template is a program of the model's
             said = " ".join(str(error).split()) or type(error).__name__
             raise place.fault(

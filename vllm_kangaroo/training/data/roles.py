@@ -1,4 +1,4 @@
-"""Who speaks in a conversation: the names that data sets and exports have for it."""
+"""Roles in a conversation, by the names that data sets and exports have for them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class WindowReader:
         most: windows to measure on, of each name.
         vocabulary: rows of the model's table of embeddings, see `read_documents`.
         whole: count every token, not those of answers alone.
-        told: hears what is left out of the data.
+        told: called with what is left out of the data, in words.
     """
 
     tokenizer: Any

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from vllm_kangaroo.training.run import parallel
 from vllm_kangaroo.training.run.curve import Row, write_curve
-from vllm_kangaroo.training.run.interrupts import StopNow, between_steps
 from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
+from vllm_kangaroo.training.run.step_interrupts import StopNow, between_steps
 from vllm_kangaroo.training.run.trainer import Figures, Progress, Trainer
 from vllm_kangaroo.training.run.training_options import TrainingOptions
 

@@ -27,7 +27,7 @@ class ShardingError(ValueError):
 
 
 def mesh(device: str) -> device_mesh.DeviceMesh:
-    """All processes in a row, to spread layers over; every process has to ask for it.
+    """All processes in a row, to spread layers over; every process must call this.
 
     Raises:
         ShardingError: there is only one.
@@ -43,7 +43,7 @@ def mesh(device: str) -> device_mesh.DeviceMesh:
 class ShardedDecoder:
     """The decoder of a model without gradients, its layers spread over the processes of a mesh.
 
-    Made without a word to the other processes, so that they can take turns at loading the model. The
+    Made without communication, so that the processes can load the model one after the other. The
     layers go to the device one by one, and the host's copy of each is given up.
     """
 
@@ -71,7 +71,7 @@ class ShardedDecoder:
 
 @contextmanager
 def gathered(layer: Any) -> Iterator[Any]:
-    """The layer with its weights whole; if it is spread over the processes, all have to ask."""
+    """The layer with its weights whole; if it is spread over the processes, all must call this."""
     if not isinstance(layer, FSDPModule):
         yield layer
         return

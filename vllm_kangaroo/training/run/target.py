@@ -56,8 +56,8 @@ class Target:
         """Load local files with transformers.
 
         Args:
-            shard: spread the layers over the processes that train together. They take turns, so
-                that the host holds the model once and not once for each.
+            shard: spread the layers over the processes that train together. They load it one after
+                the other, so that the host holds the model once and not once for each.
             for_adapter: whether an adapter is to read it.
 
         Raises:

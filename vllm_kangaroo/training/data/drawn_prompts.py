@@ -20,11 +20,11 @@ class Drawn:
     texts: list[str] = field(default_factory=list)
 
 
-def draw_prompts(paths: Iterable[Path], model: str, seed: int, room: int) -> Drawn:
+def draw_prompts(paths: Iterable[Path], model: str, seed: int, answer_tokens: int) -> Drawn:
     """Of each conversation one of the user's turns, drawn from ``seed``, with what is before it.
 
     Args:
-        room: tokens to leave for an answer; prompts that leave fewer in the model are left out.
+        answer_tokens: tokens to leave for an answer; prompts that leave fewer in the model are left out.
 
     Raises:
         DataError: a row that cannot be read, is an answer already, has no turn of a user's or is refused by
@@ -35,7 +35,7 @@ def draw_prompts(paths: Iterable[Path], model: str, seed: int, room: int) -> Dra
     tokenizer = load_tokenizer(model)
     template = ChatTemplate(tokenizer)
     config = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
-    most = config.max_position_embeddings - room
+    most = config.max_position_embeddings - answer_tokens
     chosen = random.Random(seed)
     drawn = Drawn()
     for place, row in read_rows(paths, config.vocab_size):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.training.models import make_llama
 from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.cli import main as cli
-from vllm_kangaroo.training.checkpoints.convert import ConvertError, convert
+from vllm_kangaroo.training.checkpoints.original_adapter import ConvertError, convert
 
 HIDDEN, HEADS = 48, 6
 CONFIG: dict[str, Any] = {
