@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.complaints import first_complaint
 
 CONFIG_FILE = "config.json"
@@ -69,7 +70,8 @@ class AdapterConfig(BaseModel):
     vocabulary V. ``exit_layer`` counts decoder layers: the adapter reads the residual stream
     after that many of them. ``intermediate_size`` is that of the feed-forward part, of kinds that
     have one. With ``draft_vocab_size`` only that many tokens, named by the tensor ``draft_vocab``, are
-    drafted. ``training`` is free-form provenance.
+    drafted. ``calibration`` turns confidences into probabilities that the target agrees. ``training`` is free-form
+    provenance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +88,7 @@ class AdapterConfig(BaseModel):
     vocab_size: int = Field(ge=1)
     intermediate_size: int | None = Field(default=None, ge=1)
     draft_vocab_size: int | None = Field(default=None, ge=1)
+    calibration: Calibration | None = None
     torch_dtype: AdapterDtype
     target: TargetInfo
     training: dict[str, Any] = Field(default_factory=dict)

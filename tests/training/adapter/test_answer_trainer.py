@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 
 from tests.training.models import make_llama
 from vllm_kangaroo.adapters.checkpoint import load_adapter
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData, BatchOrder
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
@@ -141,6 +142,21 @@ def test_training_helps(made: Path, kind: str, targets: str) -> None:
     if kind == "memory":
         memory = run.trainees[0].adapter.memory
         assert memory is not None and memory.proj.weight.abs().sum() > 0
+
+
+def test_an_adapter_is_calibrated_on_held_out_answers(made: Path, tmp_path: Path) -> None:
+    """What it says of its drafts is what comes true of them, by the same trainer's own drafts."""
+    chosen = options(made, kind="memory", steps=12, out=tmp_path / "out")
+    (config,) = train_from_answers(chosen, Console(quiet=True))
+    assert AdapterConfig.load(tmp_path / "out").calibration == config.calibration is not None
+    assert len(config.training["calibration_error"]) == 2
+    data = AnswerData(chosen.held_out_answers, chosen.exit_layer)
+    trainer = AnswerTrainer(Target.load(chosen.model, (1,), torch.float32, "cpu"), data, 1, chosen)
+    trainer.trainees[0].adapter.load_state_dict(load_adapter(tmp_path / "out").state_dict())
+    _, tried = trainer.try_drafts(data)
+    promised = config.calibration.probabilities(tried[1].confidences)
+    assert promised.mean() == pytest.approx(tried[1].right.mean(), abs=0.05)
+    assert abs(tried[1].confidences.mean() - tried[1].right.mean()) > 0.05, "nothing to calibrate"
 
 
 def test_a_reduced_head_is_a_part_of_the_whole(made: Path) -> None:

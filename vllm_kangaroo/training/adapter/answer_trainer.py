@@ -6,8 +6,11 @@ Deep states of the last verified position reach the drafts of a round as they do
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
@@ -23,6 +26,13 @@ from vllm_kangaroo.training.adapter.trainer_base import AdapterTrainerBase
 from vllm_kangaroo.training.exits import exit_loss
 from vllm_kangaroo.training.run.target import Target
 from vllm_kangaroo.training.run.trainer import Figures
+
+
+class Tried(NamedTuple):
+    """Drafts along answers: ``[drafts]`` each."""
+
+    confidences: NDArray[np.float64]
+    right: NDArray[np.bool_]
 
 
 class AnswerTrainer(AdapterTrainerBase):
@@ -76,16 +86,22 @@ class AnswerTrainer(AdapterTrainerBase):
         alike = [1.0] * len(drafters)
         return exit_loss.backward(drafters, labels, alike, self.head, len(labels))
 
-    @torch.no_grad()
     def measure(self, data: AnswerData, draft: int = 1) -> Figures:
         """Expected acceptance and agreement with the target by exit, over the counted positions.
 
         Args:
             draft: as if every position were this draft of its round, counted from 1.
         """
+        return self.try_drafts(data, draft)[0]
+
+    @torch.no_grad()
+    def try_drafts(self, data: AnswerData, draft: int = 1) -> tuple[Figures, dict[int, Tried]]:
+        """What :meth:`measure` gives, and each draft's confidence and whether it is the target's token, by exit."""
         size = self.options.batch_size
         order = np.argsort(data.lengths, kind="stable")
-        totals = np.zeros((len(self.trainees), 3))
+        totals = np.zeros((len(self.trainees), 2))
+        confidences: list[list[Tensor]] = [[] for _ in self.trainees]
+        right: list[list[Tensor]] = [[] for _ in self.trainees]
         count = 0
         for start in range(0, len(order), size):
             batch = data.batch(order[start : start + size])
@@ -95,26 +111,38 @@ class AnswerTrainer(AdapterTrainerBase):
             for part in range(0, len(final), 512):
                 wanted = self.target.logits(final[part : part + 512]).softmax(dim=-1)
                 for at, drafter in enumerate(drafters):
-                    totals[at] += self._figures(drafter[part : part + 512], wanted)
-        return {
+                    loss, acceptance, sure, alike = self._compare(
+                        drafter[part : part + 512], wanted
+                    )
+                    totals[at] += (loss, acceptance)
+                    confidences[at].append(sure.cpu())
+                    right[at].append(alike.cpu())
+        tried = {
+            trainee.exit_layer: Tried(
+                torch.cat(confidences[at]).double().numpy(), torch.cat(right[at]).numpy()
+            )
+            for at, trainee in enumerate(self.trainees)
+        }
+        figures = {
             trainee.exit_layer: {
                 "loss": loss / count,
                 "expected_acceptance": acceptance / count,
-                "top1_agreement": top1 / count,
+                "top1_agreement": float(tried[trainee.exit_layer].right.mean()),
             }
-            for trainee, (loss, acceptance, top1) in zip(
-                self.trainees, totals.tolist(), strict=True
-            )
+            for trainee, (loss, acceptance) in zip(self.trainees, totals.tolist(), strict=True)
         }
+        return figures, tried
 
-    def _figures(self, drafter: Tensor, wanted: Tensor) -> tuple[float, float, float]:
+    def _compare(self, drafter: Tensor, wanted: Tensor) -> tuple[float, float, Tensor, Tensor]:
+        """Sums of loss and acceptance; of each draft its confidence and whether it is the likeliest token."""
         log_probs = self.head(drafter).log_softmax(dim=-1)
-        likeliest, theirs = log_probs.argmax(dim=-1), wanted.argmax(dim=-1)
+        (top, likeliest), theirs = log_probs.max(dim=-1), wanted.argmax(dim=-1)
         if self.draft_vocab is not None:
             vocab = self.draft_vocab.to(wanted.device)
             likeliest, wanted = vocab[likeliest], wanted[:, vocab]
         return (
             -(wanted * log_probs).sum().item(),
             torch.minimum(wanted, log_probs.exp()).sum().item(),
-            (likeliest == theirs).sum().item(),
+            top.exp(),
+            likeliest == theirs,
         )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
+from vllm_kangaroo.adapters.calibration import Calibration, expected_error
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.provenance import of_checkpoint
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData
-from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
+from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer, Tried
 from vllm_kangaroo.training.adapter.trainer_base import DRAWN
 from vllm_kangaroo.training.answers.shards import read_index
 from vllm_kangaroo.training.run.loop import TrainingRun
@@ -90,11 +92,12 @@ def _save_best(
     for trainee in trainer.trainees:
         trainee.take_best()
     numbers = range(1, options.round_length + 1) if options.kind == "memory" else (1,)
-    by_draft = [trainer.measure(held_out, number) for number in numbers]
+    by_draft = [trainer.try_drafts(held_out, number) for number in numbers]
     configs = []
     for trainee in trainer.trainees:
         layer = trainee.exit_layer
-        figures = [{key: round(of, 4) for key, of in each[layer].items()} for each in by_draft]
+        figures = [{key: round(of, 4) for key, of in each[layer].items()} for each, _ in by_draft]
+        calibration, errors = _calibrate([tried[layer] for _, tried in by_draft])
         training = {
             **origin,
             "options": {key: _without_folders(of) for key, of in identity.items()},
@@ -106,6 +109,7 @@ def _save_best(
             "seconds": round(trainer.progress.seconds, 1),
             "best_step": trainee.best.step,
             "figures_by_draft": figures,
+            "calibration_error": errors,
         }
         vocab = trainer.draft_vocab
         config = trainer.target.adapter_config(
@@ -114,9 +118,30 @@ def _save_best(
             training,
             options.model_type,
             None if vocab is None else len(vocab),
-        )
+        ).model_copy(update={"calibration": calibration})
         save_adapter(trainee.adapter, config, options.out_of(layer))
         agreement = ", ".join(f"{each['top1_agreement']:.3f}" for each in figures)
         console.print(f"exit {layer}: agreement by draft {agreement}")
+        if calibration is None:
+            console.print(
+                f"exit {layer}: confidences say nothing of agreement and stay as they are"
+            )
+        else:
+            off = " -> ".join(f"{error:.3f}" for error in errors)
+            console.print(f"exit {layer}: calibrated, expected calibration error {off}")
         configs.append(config)
     return configs
+
+
+def _calibrate(tried: list[Tried]) -> tuple[Calibration | None, list[float]]:
+    """A fit over the drafts of all numbers alike, and the calibration error without and with it.
+
+    The error is of the half of the drafts that a fit on the other half has not seen.
+    """
+    confidences = np.concatenate([each.confidences for each in tried])
+    right = np.concatenate([each.right for each in tried])
+    errors = [expected_error(confidences[1::2], right[1::2])]
+    half = Calibration.fit(confidences[::2], right[::2])
+    if half is not None:
+        errors.append(expected_error(half.probabilities(confidences[1::2]), right[1::2]))
+    return Calibration.fit(confidences, right), [round(error, 4) for error in errors]
