@@ -13,22 +13,22 @@ from typing import Any
 
 from vllm_kangaroo.integration.register import attributes
 from vllm_kangaroo.integration.register.entries import (
-    config,
-    inspection,
-    laps_sd,
-    passes,
-    runner_v1,
-    sampling,
+    config_seams,
+    inspection_seams,
+    laps_sd_seams,
+    passes_seams,
+    runner_v1_seams,
+    sampling_seams,
 )
 from vllm_kangaroo.integration.register.seam import Finding, Seam
 
 SEAMS: tuple[Seam, ...] = (
-    *config.SEAMS,
-    *runner_v1.SEAMS,
-    *passes.SEAMS,
-    *sampling.SEAMS,
-    *laps_sd.SEAMS,
-    *inspection.SEAMS,
+    *config_seams.SEAMS,
+    *runner_v1_seams.SEAMS,
+    *passes_seams.SEAMS,
+    *sampling_seams.SEAMS,
+    *laps_sd_seams.SEAMS,
+    *inspection_seams.SEAMS,
 )
 
 
