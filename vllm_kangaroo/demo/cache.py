@@ -44,7 +44,7 @@ def kept(
     Args:
         made_from: names source and way of making; a directory that was made from another is replaced.
         make: writes the directory it is given, which is not there yet.
-        told: hears why something takes its time.
+        told: called with why something takes its time.
 
     Raises:
         CacheError: if the cache cannot be written.

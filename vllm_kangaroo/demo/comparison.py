@@ -49,7 +49,7 @@ def compare(
         run_pass(llm, encoded[:1], sampling(temperature, WARM_UP_TOKENS), together=False)
     texts: dict[str, list[list[Segment]]] = {name: [] for name in drafting}
 
-    def hear(name: str, at: int, output: Generation) -> None:
+    def take(name: str, at: int, output: Generation) -> None:
         if name in drafting:
             texts[name].append(marked(tokenizer, output, _taken(drafting[name])))
             told(name, prompts[at], texts[name][-1])
@@ -61,7 +61,7 @@ def compare(
         sampling(temperature, max_tokens),
         rounds,
         together=False,
-        told=hear,
+        told=take,
         done=lambda _: _record(drafting, False),
         advance=advance,
     )

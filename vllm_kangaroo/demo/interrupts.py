@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def shielded(start: Callable[[], T]) -> T:
-    """Call ``start``; processes that it makes will not hear Ctrl-C, which vLLM's end at.
+    """Call ``start``; processes that it makes do not receive Ctrl-C, which vLLM's end at.
 
     Ctrl-C while it runs ends those processes and is raised here.
     """

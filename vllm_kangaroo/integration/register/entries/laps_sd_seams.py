@@ -40,17 +40,17 @@ SEAMS: tuple[Seam, ...] = (
     ),
     _overridden(
         f"{SCHEDULER}.add_request",
-        why="LAPS-SD hears of requests that come.",
+        why="Requests that arrive are handed to LAPS-SD.",
         parameters=("request",),
     ),
     _overridden(
         f"{SCHEDULER}._preempt_request",
-        why="LAPS-SD hears of requests that lose their KV.",
+        why="Requests that lose their KV are reported to LAPS-SD.",
         parameters=("request", "timestamp", "drop_stale_output"),
     ),
     _overridden(
         f"{SCHEDULER}._free_request",
-        why="LAPS-SD hears of requests that end, and learns from their lengths.",
+        why="Requests that end are reported to LAPS-SD, which learns from their lengths.",
         parameters=("request", "delay_free_blocks"),
     ),
     _overridden(
