@@ -39,6 +39,7 @@ class FakeEngine:
             (
                 *("verified", "drafted", "rounds", "draft_steps", "draft_seconds"),
                 *("draft_pass_seconds", "checks", "check_seconds", "replaced"),
+                *("lookup_rounds", "lookup_drafted", "lookup_accepted"),
             ),
             0,
         )
