@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError
+from vllm_kangaroo.adapters.reference import KangarooAdapter
 from vllm_kangaroo.profile.draft_replay import Guesses, Record
+from vllm_kangaroo.training.adapter.draft_rounds import at_draft, recall
 from vllm_kangaroo.training.adapter.loss import Agreement, agreement
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run.target import Target
@@ -59,6 +61,40 @@ def _fitting(path: Path, target: Any) -> AdapterConfig:
     return config
 
 
+class _Drafter:
+    """What an exit head makes of states, as it is served.
+
+    A memory holds what it does for the first draft of a round; the later ones of a round agree a little less.
+    """
+
+    def __init__(self, target: Target, adapter: KangarooAdapter | None, device: str) -> None:
+        self._target = target
+        self._adapter = adapter
+        self.calibration = None if adapter is None else adapter.config.calibration
+        self._left_out: Tensor | None = None
+        if adapter is not None and adapter.draft_vocab is not None:
+            left_out = torch.ones(adapter.config.vocab_size, dtype=torch.bool)
+            left_out[adapter.draft_vocab.cpu()] = False
+            self._left_out = left_out.to(device)
+
+    def read(self, states: Tensor, final: Tensor) -> Tensor:
+        """What the LM head takes, ``[B, T, N]``, from the states at the exit and in the end, ``[B, T, N]`` each."""
+        if self._adapter is None:
+            normed: Tensor = self._target.final_norm(states)
+            return normed
+        lengths = np.full(final.shape[0], final.shape[1])
+        memory = recall(final, at_draft(lengths, 1)) if self._adapter.memory is not None else None
+        hidden: Tensor = self._adapter(states, memory=memory)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[M, V]``, minus infinity for tokens that the head does not know."""
+        logits = self._target.logits(hidden)
+        if self._left_out is not None:
+            logits = logits.masked_fill(self._left_out[: logits.shape[-1]], -torch.inf)
+        return logits
+
+
 class Reader:
     """Runs a target once over text and reads all its exit heads."""
 
@@ -66,20 +102,22 @@ class Reader:
         self.target = target
         self.heads = heads
         self.device = device
-        self._norms: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._drafters: dict[str, _Drafter] = {}
         for head in heads:
-            if head.adapter is None:
-                self._norms[head.name] = target.final_norm
-            else:
-                adapter = load_adapter(head.adapter, getattr(torch, dtype))
-                self._norms[head.name] = adapter.to(device).eval()
+            adapter = None
+            if head.adapter is not None:
+                adapter = load_adapter(head.adapter, getattr(torch, dtype)).to(device).eval()
+            self._drafters[head.name] = _Drafter(target, adapter, device)
 
     @torch.no_grad()
     def _read(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What the LM head takes, by exit head and in the end: ``[B, T, N]``."""
         *states, final = self.target.states(ids.to(self.device))
         by_exit = dict(zip(self.target.exits, states, strict=True))
-        return {h.name: self._norms[h.name](by_exit[h.exit_layer]) for h in self.heads}, final
+        read = {
+            h.name: self._drafters[h.name].read(by_exit[h.exit_layer], final) for h in self.heads
+        }
+        return read, final
 
     def measure(self, windows: Windows, batch: int = 4) -> dict[str, dict[str, float]]:
         """`Agreement.means` of each head over text."""
@@ -90,7 +128,12 @@ class Reader:
             read, final = self._read(ids)
             counted = counted.to(final.device)
             for name, hidden in read.items():
-                totals[name] += agreement(hidden[counted], final[counted], self.target.logits)
+                totals[name] += agreement(
+                    hidden[counted],
+                    final[counted],
+                    self.target.logits,
+                    self._drafters[name].logits,
+                )
         return {name: total.means() for name, total in totals.items()}
 
     def record(
@@ -107,13 +150,16 @@ class Reader:
                 continue
             ids = torch.tensor([[*prompt, *answer[:-1]]])
             read, _ = self._read(ids)
-            guesses = {name: self._guess(x[0, len(prompt) :]) for name, x in read.items()}
+            guesses = {name: self._guess(name, x[0, len(prompt) :]) for name, x in read.items()}
             records.append(Record(np.array(answer[1:]), guesses, max_tokens, stop_ids))
         return records
 
     @torch.no_grad()
-    def _guess(self, hidden: Tensor) -> Guesses:
-        logits = self.target.logits(hidden)
+    def _guess(self, name: str, hidden: Tensor) -> Guesses:
+        drafter = self._drafters[name]
+        logits = drafter.logits(hidden)
         top, token_ids = logits.max(dim=-1)
-        confidences = (top - logits.logsumexp(dim=-1)).exp()
-        return Guesses(token_ids.cpu().numpy(), confidences.double().cpu().numpy())
+        confidences = (top - logits.logsumexp(dim=-1)).exp().double().cpu().numpy()
+        if drafter.calibration is not None:  # what a threshold is compared with when served
+            confidences = drafter.calibration.probabilities(confidences)
+        return Guesses(token_ids.cpu().numpy(), confidences)

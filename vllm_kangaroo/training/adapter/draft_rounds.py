@@ -35,7 +35,7 @@ def drawn_rounds(lengths: IntArray, longest: int, rng: np.random.Generator) -> I
 def at_draft(lengths: IntArray, number: int) -> IntArray:
     """The same if each position were draft ``number`` of its round, counted from 1."""
     positions = np.arange(int(lengths.max()))
-    return np.broadcast_to(np.maximum(positions - number, -1), (len(lengths), len(positions)))
+    return np.tile(np.maximum(positions - number, -1), (len(lengths), 1))
 
 
 def recall(final: Tensor, remembered: IntArray) -> Tensor:

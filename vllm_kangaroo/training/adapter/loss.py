@@ -100,18 +100,27 @@ def backward(
 
 
 @torch.no_grad()
-def agreement(drafter: Tensor, target: Tensor, head: Head, chunk: int = 1024) -> Agreement:
+def agreement(
+    drafter: Tensor,
+    target: Tensor,
+    head: Head,
+    drafter_head: Head | None = None,
+    chunk: int = 1024,
+) -> Agreement:
     """Loss, ``Σ_x min(p_target, p_drafter)`` and equal argmax, summed over M predictions.
 
     Args:
         drafter, target: what the head takes, each ``[M, N]``.
+        drafter_head: the drafter's, if it is another: minus infinity for tokens it does not know, of which the loss
+            takes no notice.
     """
     total = Agreement()
     for piece, aim in zip(drafter.split(chunk), target.split(chunk), strict=True):
-        ours, theirs = head(piece).log_softmax(dim=-1), head(aim).softmax(dim=-1)
+        ours = (drafter_head or head)(piece).log_softmax(dim=-1)
+        theirs = head(aim).softmax(dim=-1)
         total += Agreement(
             len(piece),
-            -(theirs * ours).sum().item(),
+            -(theirs * ours).masked_fill(ours == -torch.inf, 0.0).sum().item(),
             torch.minimum(theirs, ours.exp()).sum().item(),
             (ours.argmax(-1) == theirs.argmax(-1)).sum().item(),
         )
