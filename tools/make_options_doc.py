@@ -14,8 +14,8 @@ from vllm_kangaroo.options import OPTIONS
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 HEAD = """# Options
 
-<!-- Written by tools/make_options_doc.py from vllm_kangaroo/options.py and
-vllm_kangaroo/laps_sd/options.py: change it there. -->
+<!-- Written by tools/make_options_doc.py from vllm_kangaroo/methods/ and
+vllm_kangaroo/laps_sd/policy_options.py: change it there. -->
 
 The keys of `speculative_config`, for `LLM(...)` and for `vllm serve --speculative-config`. A key
 that is not listed is refused, and so is a value out of its range. On the command line

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
+
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.methods.origin import Origin
 
 
 class StepError(RuntimeError):
     """The engine's step sizes, its acceptance counts and its drafts contradict each other: a defect."""
 
 
-class Origin(StrEnum):
-    """Who chose a token of an output."""
-
-    TARGET = "target"
-    """The full model, in the place of a rejected draft or after the last."""
-    DRAFT = "draft"
-    """The draft exit; the full model accepted it."""
-    VERIFIER = "intermediate verifier"
-    """HiSpec's intermediate verifier, in the place of a draft; the full model accepted it."""
-    LOOKUP = "lookup"
-    """Looked up in the request's own text; the full model accepted it."""
-
-
-OF_EXIT = {0: Origin.LOOKUP, 1: Origin.DRAFT, 2: Origin.VERIFIER}
+OF_EXIT: dict[int, str] = {0: Origin.LOOKUP} | {
+    number: chooser.origin
+    for method in METHODS.values()
+    for number, chooser in method.choosers.items()
+}
+"""Who chooses drafts, by the number that the record of a round has for it."""
 
 
 def draft_flags(steps: Sequence[int], accepted: int) -> list[bool]:
@@ -53,9 +47,7 @@ def draft_flags(steps: Sequence[int], accepted: int) -> list[bool]:
     return flags + [at < of_last for at in range(last)]
 
 
-def origins(
-    steps: Sequence[int], accepted: int, rounds: Mapping[int, Sequence[int]]
-) -> list[Origin]:
+def origins(steps: Sequence[int], accepted: int, rounds: Mapping[int, Sequence[int]]) -> list[str]:
     """Who chose each output token.
 
     Args:
@@ -66,7 +58,7 @@ def origins(
     Raises:
         StepError: if an accepted draft is not among those of its round.
     """
-    found: list[Origin] = []
+    found: list[str] = []
     flags = draft_flags(steps, accepted)
     for size in steps:
         first = len(found)

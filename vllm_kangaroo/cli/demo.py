@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,8 @@ from vllm_kangaroo.demo.interrupts import shielded
 from vllm_kangaroo.demo.models import SHOWN, WHICH, known, served
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.methods.kangaroo import KANGAROO
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import of_measurement
 
@@ -31,12 +33,12 @@ ROUNDS = 2
 NOT_IN_A_CHAT = ("prompt", "rounds", "json_file", "svg_file")
 
 
-class Method(StrEnum):
+ALL = "all"
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = StrEnum("Method", {name.upper(): name for name in (*METHODS, ALL)})
     """What ``--method`` takes."""
-
-    KANGAROO = "kangaroo"
-    HISPEC = "hispec"
-    ALL = "all"
 
 
 def demo(
@@ -63,7 +65,7 @@ def demo(
     ] = False,
     method: Annotated[
         Method, typer.Option(help="Method of drafting, or all beside each other.")
-    ] = Method.KANGAROO,
+    ] = KANGAROO.name,
     model: Annotated[str, typer.Option(help=f"{WHICH}.")] = SHOWN.name,
     adapter: Annotated[
         Path | None,
@@ -190,7 +192,7 @@ def _chat(
 
 
 def _refuse_in_a_chat(ctx: typer.Context, method: Method) -> None:
-    if method is Method.ALL:
+    if method == ALL:
         raise OptionError("--chat and --method all exclude each other: name one method.")
     for name in NOT_IN_A_CHAT:
         source = ctx.get_parameter_source(name)
@@ -207,7 +209,8 @@ def speculative_configs(
     adapter: Path | None,
     exit_layer: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """The ``speculative_config`` of each method asked for; adapter and exit layer are Kangaroo's.
+    """The ``speculative_config`` of each method asked for; of all methods, those get adapter and exit layer
+    that have them as options.
 
     Args:
         whole: all of it as JSON, for one method.
@@ -218,20 +221,24 @@ def speculative_configs(
     """
     flags: dict[str, Any] = {"model": adapter, "exit_layer": exit_layer}
     if whole is not None:
-        if method is Method.ALL:
+        if method == ALL:
             raise OptionError(
                 "--speculative-config and --method all exclude each other: leave one of them out."
             )
         config = engines.speculative_config(method, whole, **flags)
         return {config["method"]: config}
     given = {name: flag for name, flag in flags.items() if flag is not None}
-    names = ["kangaroo", "hispec"] if method is Method.ALL else [method.value]
     found = {}
-    for name in names:
+    for name in METHODS if method == ALL else [str(method)]:
         settings = dict(drafting.get(name, {}))
-        if name == Method.KANGAROO or method is not Method.ALL:
-            if given:
-                settings.pop("model", None)
-            settings |= given
-        found[name] = engines.speculative_config(name, **settings)
+        own = given
+        if method == ALL:
+            own = {
+                key: flag
+                for key, flag in given.items()
+                if key in METHODS[name].options.model_fields
+            }
+        if own:
+            settings.pop("model", None)
+        found[name] = engines.speculative_config(name, **settings | own)
     return found

@@ -28,6 +28,7 @@ from vllm_kangaroo.console import Progress, make_console, telling
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.step_records import read_steps
 from vllm_kangaroo.laps_sd.trace import DEFAULT_TRACE, read_trace
+from vllm_kangaroo.methods import METHODS
 
 MOST_FOR_CAPACITY = 300
 """Requests, evenly spaced, that are served to measure the capacity."""
@@ -38,7 +39,7 @@ SLICE_S = 0.5
 def replay_command(
     model: Annotated[str, typer.Option(help="Model to serve.", show_default="tiny")] = "",
     method: Annotated[
-        str, typer.Option(help="kangaroo, hispec, or none for no drafts.")
+        str, typer.Option(help=f"{', '.join(METHODS)}, or none for no drafts.")
     ] = "kangaroo",
     load: Annotated[float, typer.Option(help="Share of the measured capacity asked for.")] = 0.8,
     batch_size: Annotated[int, typer.Option(min=1, help="max_num_seqs of both engines.")] = 4,

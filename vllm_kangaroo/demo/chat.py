@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from vllm_kangaroo.bench.accepted import Origin, origins
+from vllm_kangaroo.bench.accepted import origins
 from vllm_kangaroo.bench.generation import Generation, sampling, stream
 from vllm_kangaroo.bench.report import number
 from vllm_kangaroo.demo.conversation import Conversation, TooLongError
@@ -119,7 +119,7 @@ class Chat:
         self._console.print(Text(what, "dim"))
 
 
-def _origins(output: Generation, rounds: Mapping[int, Sequence[int]]) -> list[Origin]:
+def _origins(output: Generation, rounds: Mapping[int, Sequence[int]]) -> list[str]:
     """Before its end an output consists of whole steps: accepted drafts and one token of the target's."""
     accepted = output.acceptance.accepted
     if not output.finish_reason:

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, computed_field
 
-from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.bench_results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
+from vllm_kangaroo.methods.origin import Origin
 from vllm_kangaroo.provenance import Provenance
 
 
@@ -16,7 +16,8 @@ class Segment(BaseModel):
     """Neighbouring tokens of one origin."""
 
     text: str
-    origin: Origin
+    origin: Origin | str
+    """One of :class:`Origin`, or what a method of another kind calls its own."""
 
 
 class MethodOutput(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_kangaroo import demo_model, tiny_model
 from vllm_kangaroo.demo import smollm2
+from vllm_kangaroo.options import parse_options
 
 _HERE = Path(__file__).parent
 
@@ -67,7 +68,7 @@ def completed(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         path: of the model, as vLLM is to load it.
     """
-    lacks = config["method"] == "kangaroo" and not {"model", "exit_layer"} & config.keys()
-    if lacks and path == str(smollm2.folder()):
-        return {**config, "model": smollm2.adapter()}
+    wanted = parse_options(config).adapter_wanted()
+    if wanted is not None and path == str(smollm2.folder()):
+        return {**config, wanted: smollm2.adapter()}
     return dict(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.demo_results import Segment
 
 INCOMPLETE = "\ufffd"
@@ -42,7 +41,7 @@ def pieces(decode: Callable[[list[int]], str], token_ids: Sequence[int]) -> list
     ]
 
 
-def segments(texts: Sequence[str], origins: Sequence[Origin]) -> list[Segment]:
+def segments(texts: Sequence[str], origins: Sequence[str]) -> list[Segment]:
     """Join neighbouring pieces of one origin; pieces without text are left out."""
     found: list[Segment] = []
     for text, origin in zip(texts, origins, strict=True):

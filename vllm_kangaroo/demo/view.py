@@ -14,36 +14,25 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.bench.report import NONE, number, parting
 from vllm_kangaroo.demo.demo_results import DemoResult, MethodOutput, MethodTotal, Segment
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.methods.origin import LOOKUP, TARGET, Chooser
 
-# Apart for the colour-blind too (Okabe and Ito).
-COLOURS = {
-    Origin.DRAFT: "#56b4e9",
-    Origin.VERIFIER: "#009e73",
-    Origin.LOOKUP: "#cc79a7",
-    Origin.TARGET: "#e69f00",
+CHOOSERS: dict[str, Chooser] = {
+    chooser.origin: chooser
+    for method in METHODS.values()
+    for chooser in (*method.choosers.values(), LOOKUP, TARGET)
 }
-BRACKETS = {
-    Origin.DRAFT: "[]",
-    Origin.VERIFIER: "{}",
-    Origin.LOOKUP: "<>",
-    Origin.TARGET: ["", ""],
-}
-MEANING = {
-    Origin.DRAFT: "accepted draft tokens",
-    Origin.VERIFIER: "accepted tokens of the intermediate verifier",
-    Origin.LOOKUP: "accepted tokens from the text itself",
-    Origin.TARGET: "the target's own tokens",
-}
+"""By origin."""
+COLOURS = {origin: chooser.colour for origin, chooser in CHOOSERS.items()}
 PICTURE_TEXTS = 4
 PICTURE_WIDTH = 100
 
 
 def title(method: str) -> str:
     """A method's name in a heading."""
-    return {"hispec": "HiSpec"}.get(method, method.capitalize())
+    return METHODS[method].title
 
 
 def legend(methods: Collection[str], *, colours: bool, lookup: bool = False) -> Text:
@@ -52,21 +41,22 @@ def legend(methods: Collection[str], *, colours: bool, lookup: bool = False) -> 
     Args:
         lookup: whether any of the methods looks drafts up.
     """
-    absent = {Origin.VERIFIER} if "hispec" not in methods else set()
-    absent |= set() if lookup else {Origin.LOOKUP}
-    shown = [one for one in MEANING if one not in absent]
-    parts = [coloured([Segment(text=MEANING[one], origin=one)], colours=colours) for one in shown]
-    return Text("  ").join(parts)
+    drafting = [each for name in methods for each in METHODS[name].choosers.values()]
+    shown = dict.fromkeys([*drafting, *[LOOKUP] * lookup, TARGET])
+    texts = [Segment(text=one.meaning, origin=one.origin) for one in shown]
+    return Text("  ").join(coloured([text], colours=colours) for text in texts)
 
 
 def coloured(segments: list[Segment], *, colours: bool) -> Text:
     """The text with tokens of different origins set apart, by colour or in brackets."""
     text = Text()
     for segment in segments:
+        chooser = CHOOSERS[segment.origin]
         if colours:
-            text.append(segment.text, COLOURS[segment.origin])
+            text.append(segment.text, chooser.colour)
         else:
-            opening, closing = BRACKETS[segment.origin]
+            half = len(chooser.brackets) // 2
+            opening, closing = chooser.brackets[:half], chooser.brackets[half:]
             text.append(f"{opening}{segment.text}{closing}")
     return text
 

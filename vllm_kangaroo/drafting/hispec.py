@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.drafting import kangaroo
+from vllm_kangaroo.drafting.interfaces import Passes
 from vllm_kangaroo.drafting.kangaroo import (
     ChainAttention,
     Drafters,
@@ -26,6 +28,7 @@ from vllm_kangaroo.ladder.interfaces import Attention
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 from vllm_kangaroo.ladder.store import State
+from vllm_kangaroo.options import EarlyExitPlan
 
 
 class CheckPass(Protocol):
@@ -40,6 +43,30 @@ class CheckPass(Protocol):
 
 class RoundAttention(Attention, ChainAttention, Protocol):
     """Serves both kinds of passes."""
+
+
+def propose(
+    ladder: Ladder,
+    drafters: Drafters,
+    passes: Passes,
+    attention: RoundAttention,
+    plan: EarlyExitPlan,
+    sampling: Sampling | None,
+) -> Drafts:
+    """HiSpec's :class:`vllm_kangaroo.drafting.interfaces.Propose`; without an intermediate exit, single-layer speculation."""
+    if plan.tokens_per_round is None:
+        return kangaroo.propose(ladder, drafters, passes, attention, plan, sampling)
+    sampled = sampling is not None
+    return draft(
+        ladder,
+        drafters,
+        passes.draft_logits if sampled else passes.draft,
+        passes.verifier_logits if sampled else passes.verifier,
+        attention,
+        tokens_per_round=plan.tokens_per_round,
+        threshold=plan.confidence_threshold,
+        sampling=sampling,
+    )
 
 
 def draft(

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.drafting.interfaces import Passes
 from vllm_kangaroo.drafting.sampling import LogitsPass, SampledDrafting, Sampling
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray
 from vllm_kangaroo.ladder.store import State
+from vllm_kangaroo.options import EarlyExitPlan
 
 
 class DraftPass(Protocol):
@@ -82,6 +84,19 @@ class Drafts:
     """Which exit chose each token: 1 the draft exit, 2 the intermediate verifier. Empty if all are of the first."""
     distributions: list[Tensor] = field(default_factory=list)
     """What the tokens were sampled from, ``[tokens, V]``. Empty if they are deterministic."""
+
+
+def propose(
+    ladder: Ladder,
+    drafters: Drafters,
+    passes: Passes,
+    attention: ChainAttention,
+    plan: EarlyExitPlan,
+    sampling: Sampling | None,
+) -> Drafts:
+    """Kangaroo's :class:`vllm_kangaroo.drafting.interfaces.Propose`."""
+    draft_pass = passes.draft if sampling is None else passes.draft_logits
+    return draft(ladder, drafters, draft_pass, attention, plan.confidence_threshold, sampling)
 
 
 def draft(

@@ -14,14 +14,8 @@ from vllm_kangaroo import environment
 from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.register.patching import Patch
 from vllm_kangaroo.integration.register.versions import refuse_unsupported_vllm
-from vllm_kangaroo.options import (
-    METHODS,
-    EarlyExitPlan,
-    HiSpecOptions,
-    KangarooOptions,
-    OptionError,
-    parse_options,
-)
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.options import EarlyExitPlan, MethodOptions, OptionError, parse_options
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
@@ -52,7 +46,8 @@ def install() -> None:
 
 def asks_for_us(config: Any) -> bool:
     """Whether a user's ``speculative_config`` names a method of ours."""
-    return isinstance(config, dict) and config.get("method") in METHODS
+    method = config.get("method") if isinstance(config, dict) else None
+    return isinstance(method, str) and method in METHODS
 
 
 def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
@@ -176,7 +171,7 @@ def without_flags(args: Namespace, speculative_config: dict[str, Any]) -> Namesp
     return Namespace(**vars(args) | ours | {"speculative_config": speculative_config})
 
 
-def _read(args: Any) -> KangarooOptions | HiSpecOptions:
+def _read(args: Any) -> MethodOptions:
     """The options in ``args.speculative_config``.
 
     Args:

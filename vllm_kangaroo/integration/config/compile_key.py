@@ -7,19 +7,21 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from vllm_kangaroo.methods import METHODS
+
 PLAN_KEY = "vllm_kangaroo"
 LAPS_SD_KEY = "laps_sd"
-DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "tokens_per_round", "lookup"}
-"""Options of the plan that change no compiled pass: a user who tries others need not compile anew."""
+DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "lookup"}
+"""Options of every plan that change no compiled pass: a user who tries others need not compile anew."""
 
 
 def shaping(additional: dict[str, Any]) -> dict[str, Any]:
     """Of ``additional_config``, what may change a compiled pass: none of a scheduler's options does."""
     found = {key: value for key, value in additional.items() if key != LAPS_SD_KEY}
     if PLAN_KEY in found:
-        found[PLAN_KEY] = {
-            key: value for key, value in found[PLAN_KEY].items() if key not in DRAFTING_ONLY
-        }
+        plan = found[PLAN_KEY]
+        left_out = DRAFTING_ONLY | METHODS[plan["method"]].drafting_only
+        found[PLAN_KEY] = {key: value for key, value in plan.items() if key not in left_out}
     return found
 
 

@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 from vllm_kangaroo.integration.config.architectures import names_of
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
 from vllm_kangaroo.integration.config.refusals import WORKERS
+from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 
 logger = init_logger(__name__)
@@ -39,7 +40,8 @@ def plan_of(vllm_config: VllmConfig) -> EarlyExitPlan:
         raise OptionError(
             f"speculative_config['model']={PROPOSER!r} is not a setting for users: set 'method' to 'kangaroo' instead."
         )
-    return EarlyExitPlan.model_validate(additional[PLAN_KEY])
+    found = additional[PLAN_KEY]
+    return METHODS[found["method"]].plan.model_validate(found)
 
 
 def target_shape(model: ModelConfig) -> TargetShape:

@@ -22,7 +22,8 @@ from vllm_kangaroo.integration.passes.heads import load_head
 from vllm_kangaroo.integration.passes.pipeline_cut import PipelineCut
 from vllm_kangaroo.integration.passes.trial import check_parts
 from vllm_kangaroo.ladder.store import State
-from vllm_kangaroo.options import OPTIONS, EarlyExitPlan
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.options import EarlyExitPlan
 
 
 @dataclass(slots=True)
@@ -153,7 +154,7 @@ def build(target: nn.Module, vllm_config: VllmConfig, plan: EarlyExitPlan) -> Ti
         if path is None
         else load_head(key, Path(path), vllm_config, layers + at, cut)
         for at, (key, path) in enumerate(
-            zip(OPTIONS[plan.method].adapter_keys, plan.adapters, strict=False)
+            zip(METHODS[plan.method].options.adapter_keys, plan.adapters, strict=False)
         )
     ]
     ends = accumulate(head.memory_width for head in heads)

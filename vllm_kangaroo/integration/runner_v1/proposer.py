@@ -13,7 +13,6 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from vllm_kangaroo.drafting import hispec, kangaroo
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
 from vllm_kangaroo.integration.config.plan import plan_of
@@ -27,6 +26,7 @@ from vllm_kangaroo.integration.sampling.distributions import DraftDistributions
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray, Spans
+from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import OptionError
 
 logger = init_logger(__name__)
@@ -38,6 +38,7 @@ class EarlyExitProposer:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self.vllm_config = vllm_config
         self.plan = plan_of(vllm_config)
+        self._propose = METHODS[self.plan.method].load_propose()
         self.model: TieredModel
         self.ladder: Ladder
         self.view: RunnerView
@@ -191,29 +192,10 @@ class EarlyExitProposer:
         Args:
             sampling: by which drafts are sampled; None takes the likeliest.
         """
-        plan, model = self.plan, self.model
-        draft_pass = model.draft if sampling is None else model.draft_logits
         with self.attention.drafting():
-            if plan.tokens_per_round is None:
-                drafts = kangaroo.draft(
-                    self.ladder,
-                    drafters,
-                    draft_pass,
-                    self.attention,
-                    plan.confidence_threshold,
-                    sampling,
-                )
-            else:
-                drafts = hispec.draft(
-                    self.ladder,
-                    drafters,
-                    draft_pass,
-                    model.verifier if sampling is None else model.verifier_logits,
-                    self.attention,
-                    tokens_per_round=plan.tokens_per_round,
-                    threshold=plan.confidence_threshold,
-                    sampling=sampling,
-                )
+            drafts = self._propose(
+                self.ladder, drafters, self.model, self.attention, self.plan, sampling
+            )
         names = self.view.request_ids
         if self.distributions is not None:
             self.distributions.keep_round([names[row] for row in drafters.rows], drafts)

@@ -1,0 +1,65 @@
+"""A method of drafting in one file, as the documentation says: so many drafts a round, however unsure the exit is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from vllm_kangaroo.methods.method import Method
+from vllm_kangaroo.methods.origin import Chooser
+from vllm_kangaroo.options import EarlyExitPlan, MethodOptions, TargetShape, check_layer
+
+if TYPE_CHECKING:
+    from vllm_kangaroo.drafting.kangaroo import Drafts
+
+GUESS = 7
+
+
+class BlindPlan(EarlyExitPlan):
+    """With a setting that no other method has."""
+
+    per_round: int
+
+
+class BlindOptions(MethodOptions):
+    """``speculative_config`` for ``"method": "blind"``."""
+
+    remedies: ClassVar[dict[str, str]] = MethodOptions.remedies | {"per_round": "choose 1 to 8"}
+    method: Literal["blind"] = "blind"
+    exit_layer: int = Field(default=1, ge=1)
+    per_round: int = Field(default=3, ge=1, le=8)
+
+    def resolve(self, target: TargetShape) -> BlindPlan:
+        check_layer("exit_layer", self.exit_layer, target, most=target.num_hidden_layers)
+        return BlindPlan(
+            method="blind",
+            exits=(self.exit_layer, target.num_hidden_layers),
+            adapters=(None,),
+            num_speculative_tokens=8,
+            confidence_threshold=0.5,
+            per_round=self.per_round,
+        )
+
+
+def propose(
+    ladder: Any, drafters: Any, passes: Any, attention: Any, plan: BlindPlan, sampling: Any
+) -> Drafts:
+    from vllm_kangaroo.drafting import kangaroo
+
+    fewer = replace(drafters, limits=drafters.limits.clip(max=plan.per_round))
+    found = kangaroo.draft(ladder, fewer, passes.draft, attention, 0.0, sampling)
+    found.exits = [[GUESS] * len(tokens) for tokens in found.token_ids]
+    return found
+
+
+BLIND = Method(
+    name="blind",
+    title="Blind Guess",
+    options=BlindOptions,
+    propose="tests.methods.blind:propose",
+    choosers={GUESS: Chooser("guess", "accepted guesses", "#f0e442", "()")},
+    plan=BlindPlan,
+    drafting_only=frozenset({"per_round"}),
+)

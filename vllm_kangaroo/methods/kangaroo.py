@@ -1,0 +1,105 @@
+"""Kangaroo: its options and its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vllm_kangaroo.drafting import lookup_options
+from vllm_kangaroo.drafting.lookup_options import LookupSetting
+from vllm_kangaroo.methods.method import Method
+from vllm_kangaroo.methods.origin import DRAFT_EXIT
+from vllm_kangaroo.options import (
+    DEFAULT_ADAPTER_DIR,
+    SAMPLE_METHOD,
+    EarlyExitPlan,
+    MethodOptions,
+    OptionError,
+    TargetShape,
+    check_adapter,
+    check_layer,
+)
+
+
+class KangarooOptions(MethodOptions):
+    """``speculative_config`` for ``"method": "kangaroo"`` (arXiv 2404.18911)."""
+
+    adapter_keys: ClassVar[tuple[str, ...]] = ("model",)
+    remedies: ClassVar[dict[str, str]] = MethodOptions.remedies | {
+        "exit_layer": "choose a whole number from 1 to the model's number of layers",
+        "model": "give the path of an adapter directory",
+    }
+    method: Literal["kangaroo"] = "kangaroo"
+    model: str | None = Field(
+        default=None,
+        description="Directory of a Kangaroo adapter. Default: `kangaroo_adapter` inside the model's own directory.",
+    )
+    exit_layer: int | None = Field(
+        default=None,
+        ge=1,
+        description="Draft with the target's own norm and head after this many layers, without an adapter. "
+        "With an adapter the exit layer comes from its config.",
+    )
+    num_speculative_tokens: int = Field(
+        default=6, ge=1, description="Most drafts per round (the paper's γ)."
+    )
+    confidence_threshold: float = Field(
+        default=0.6,
+        ge=0.0,
+        le=1.0,
+        description="Drafting stops after a token whose probability is below this (the paper's η).",
+    )
+    draft_sample_method: Literal["greedy", "probabilistic"] = Field(
+        default="greedy", description=SAMPLE_METHOD
+    )
+    lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
+
+    def resolve(self, target: TargetShape) -> EarlyExitPlan:
+        """Check the options against the target model.
+
+        Raises:
+            OptionError: if the exit layer is out of range or the adapter is missing, torn or made for
+                another model.
+        """
+        if self.model is None and self.exit_layer is not None:
+            check_layer("exit_layer", self.exit_layer, target, most=target.num_hidden_layers)
+            exit_layer, adapter = self.exit_layer, None
+        else:
+            directory = self._adapter_dir(target)
+            exit_layer = check_adapter("model", directory, target, "exit_layer", self.exit_layer)
+            adapter = str(directory)
+        return EarlyExitPlan(
+            method="kangaroo",
+            exits=(exit_layer, target.num_hidden_layers),
+            adapters=(adapter,),
+            num_speculative_tokens=self.num_speculative_tokens,
+            confidence_threshold=self.confidence_threshold,
+            draft_sample_method=self.draft_sample_method,
+            lookup=self.lookup,
+        )
+
+    def adapter_wanted(self) -> str | None:
+        """``model``, unless it or an exit is named."""
+        return "model" if self.model is None and self.exit_layer is None else None
+
+    def _adapter_dir(self, target: TargetShape) -> Path:
+        if self.model is not None:
+            return Path(self.model).expanduser()
+        beside = Path(target.name) / DEFAULT_ADAPTER_DIR
+        if beside.is_dir():
+            return beside
+        raise OptionError(
+            f"speculative_config['model'] is not set and {target.name} has no {DEFAULT_ADAPTER_DIR} directory: give "
+            f"the path of an adapter, or set 'exit_layer' to draft with the model's own head."
+        )
+
+
+KANGAROO = Method(
+    name="kangaroo",
+    title="Kangaroo",
+    options=KangarooOptions,
+    propose="vllm_kangaroo.drafting.kangaroo:propose",
+    choosers={1: DRAFT_EXIT},
+)

@@ -1,0 +1,38 @@
+"""What the rest of the package needs to know of a method of drafting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, cast
+
+from vllm_kangaroo.methods.origin import Chooser
+from vllm_kangaroo.options import EarlyExitPlan, MethodOptions
+
+if TYPE_CHECKING:
+    from vllm_kangaroo.drafting.interfaces import Propose
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of drafting. What needs torch is named by its place and imported when it is asked for."""
+
+    name: str
+    """In ``speculative_config["method"]``, on command lines and in files."""
+    title: str
+    """In headings."""
+    options: type[MethodOptions]
+    """What a user can set; ``resolve`` says at which exits the model is cut, and so which passes there are."""
+    propose: str
+    """``package.module:function`` that drafts a round, a :class:`vllm_kangaroo.drafting.interfaces.Propose`."""
+    choosers: Mapping[int, Chooser]
+    """Who may choose a draft, by the numbers in :attr:`vllm_kangaroo.drafting.kangaroo.Drafts.exits`."""
+    plan: type[EarlyExitPlan] = EarlyExitPlan
+    """What ``resolve`` makes of the options: a subclass if drafting needs a setting that no other method has."""
+    drafting_only: frozenset[str] = frozenset()
+    """Fields of its plan that change no compiled pass, beside those that all methods have."""
+
+    def load_propose(self) -> Propose:
+        """The function that drafts."""
+        return cast("Propose", resolve_name(self.propose))
