@@ -12,7 +12,10 @@ from vllm_kangaroo.methods.origin import Chooser
 from vllm_kangaroo.options import EarlyExitPlan, MethodOptions, TargetShape, check_layer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm_kangaroo.drafting.kangaroo import Drafts
+    from vllm_kangaroo.profile.draft_replay import Work
 
 GUESS = 7
 
@@ -54,6 +57,31 @@ def propose(
     return found
 
 
+# What ``profile`` tries it by.
+
+
+def configs(costs: Any, head: Any, exits: Any, most: int) -> Iterator[dict[str, Any]]:
+    if head.adapter is None:
+        for drafts in range(1, most + 1):
+            yield {"method": "blind", "exit_layer": head.exit_layer, "per_round": drafts}
+
+
+def replay(record: Any, head: Any, config: Any) -> Work:
+    from vllm_kangaroo.profile.draft_replay import kangaroo
+
+    return kangaroo(record, head.name, drafts=config["per_round"], threshold=0.0)
+
+
+def seconds(costs: Any, work: Any, head: Any, config: Any, cost: Any) -> float:
+    from vllm_kangaroo.profile.costs import kangaroo_seconds
+
+    return kangaroo_seconds(costs, work, head.exit_layer) / 2
+
+
+def short(config: Any) -> str:
+    return f"blindly {config['per_round']}"
+
+
 BLIND = Method(
     name="blind",
     title="Blind Guess",
@@ -61,5 +89,7 @@ BLIND = Method(
     propose="tests.methods.blind:propose",
     choosers={GUESS: Chooser("guess", "accepted guesses", "#f0e442", "()")},
     plan=BlindPlan,
+    search="tests.methods.blind",
+    plot_colour="C8",
     drafting_only=frozenset({"per_round"}),
 )

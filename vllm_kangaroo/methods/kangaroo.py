@@ -102,4 +102,6 @@ KANGAROO = Method(
     options=KangarooOptions,
     propose="vllm_kangaroo.drafting.kangaroo:propose",
     choosers={1: DRAFT_EXIT},
+    search="vllm_kangaroo.profile.kangaroo_search",
+    plot_colour="C0",
 )

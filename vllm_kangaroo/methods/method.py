@@ -12,6 +12,7 @@ from vllm_kangaroo.options import EarlyExitPlan, MethodOptions
 
 if TYPE_CHECKING:
     from vllm_kangaroo.drafting.interfaces import Propose
+    from vllm_kangaroo.profile.method_search import MethodSearch
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Method:
     drafting_only: frozenset[str] = frozenset()
     """Fields of its plan that change no compiled pass, beside those that all methods have."""
 
+    search: str | None = None
+    """By what ``profile`` tries its settings, a :class:`vllm_kangaroo.profile.method_search.MethodSearch`, as
+    ``package.module``; None leaves the method out of profiles."""
+    plot_colour: str = "C4"
+    """Of its curve in the plot of a profile, as matplotlib names colours."""
+
     def load_propose(self) -> Propose:
         """The function that drafts."""
         return cast("Propose", resolve_name(self.propose))
+
+    def load_search(self) -> MethodSearch | None:
+        """What ``profile`` tries its settings by, None if it leaves the method out."""
+        return None if self.search is None else cast("MethodSearch", resolve_name(self.search))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.profile.method_search import searches
 from vllm_kangaroo.profile.profile_results import ProfileResult
 
 
@@ -29,13 +31,16 @@ def draw(result: ProfileResult, path: Path) -> None:
             panels[0].plot(each.exit_layer, getattr(each, key), "*", ms=11, color=colour)
     panels[0].set_ylabel("share of tokens (stars: adapter)")
     panels[0].set_ylim(0, 1)
-    for method, colour in (("kangaroo", "C0"), ("hispec", "C3")):
-        own = [(each.exit_layer, getattr(each, method)) for each in bare]
+    for name in searches():
+        colour = METHODS[name].plot_colour
+        own = [(each.exit_layer, each.best.get(name)) for each in bare]
         points = [(layer, each.speedup) for layer, each in own if each is not None]
         if points:
-            panels[1].plot(*zip(*points, strict=True), ".-", label=method, color=colour)
-    for each in adapters:
-        panels[1].plot(each.exit_layer, each.kangaroo.speedup, "*", ms=11, color="C0")
+            panels[1].plot(*zip(*points, strict=True), ".-", label=name, color=colour)
+        for each in adapters:
+            best = each.best.get(name)
+            if best is not None:
+                panels[1].plot(each.exit_layer, best.speedup, "*", ms=11, color=colour)
     if result.verification is not None:
         measured = result.verification.speedup
         label = "measured, best settings"

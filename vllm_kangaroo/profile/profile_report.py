@@ -8,6 +8,8 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
+from vllm_kangaroo.methods import METHODS
+from vllm_kangaroo.profile.method_search import searches
 from vllm_kangaroo.profile.profile_results import ProfileResult
 from vllm_kangaroo.profile.search import Prediction
 
@@ -23,7 +25,9 @@ def print_profile(result: ProfileResult, model: str, console: Console) -> None:
         f"{costs.plain * 1e3:.2f} ms a token alone; a layer {costs.verify_layer * 1e3:.2f} ms, "
         f"another position {costs.verify_position * 1e3:.2f} ms to verify"
     )
-    table = Table("exit", "agreement", "acceptance", "own text", "draft ms", "Kangaroo", "HiSpec")
+    methods = searches()
+    titles = [METHODS[name].title for name in methods]
+    table = Table("exit", "agreement", "acceptance", "own text", "draft ms", *titles)
     for each in result.exits:
         name = str(each.exit_layer) + (f" {each.adapter}" if each.adapter else "")
         table.add_row(
@@ -32,11 +36,10 @@ def print_profile(result: ProfileResult, model: str, console: Console) -> None:
             f"{each.acceptance:.3f}",
             f"{each.own_agreement:.3f}",
             f"{each.draft_seconds * 1e3:.2f}",
-            _short(each.kangaroo),
-            _short(each.hispec),
+            *(_short(each.best.get(method)) for method in methods),
         )
     console.print(table)
-    for method in ("kangaroo", "hispec"):
+    for method in methods:
         best = result.best_of(method)
         if best is not None:
             console.print(
@@ -68,14 +71,7 @@ def _short(prediction: Prediction | None) -> str:
     if prediction is None:
         return "-"
     config = prediction.speculative_config
-    if config["method"] == "kangaroo":
-        kind = f"γ {config['num_speculative_tokens']} η {config['confidence_threshold']}"
-    else:
-        kind = (
-            f"Li {config['verify_exit_layer']} N_d {config['draft_tokens_per_round']} "
-            f"N_i {config['num_speculative_tokens']}"
-        )
-    return f"{prediction.speedup:.2f}x  {kind}"
+    return f"{prediction.speedup:.2f}x  {searches()[config['method']].short(config)}"
 
 
 def serve_line(model: str, best: Prediction) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kangaroo.profile.costs import CostModel, HeadCost
 from vllm_kangaroo.profile.search import Prediction
@@ -10,7 +10,10 @@ from vllm_kangaroo.provenance import Provenance
 
 
 class ExitFigures(BaseModel):
-    """One exit head."""
+    """One exit head. Beside the fields stands, under each method's name, its fastest setting there or None."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Prediction | None] = Field(init=False)
 
     exit_layer: int
     adapter: str | None
@@ -21,8 +24,11 @@ class ExitFigures(BaseModel):
     own_agreement: float
     """Top-1 agreement along the model's own greedy answers."""
     draft_seconds: float
-    kangaroo: Prediction
-    hispec: Prediction | None
+
+    @property
+    def best(self) -> dict[str, Prediction | None]:
+        """The fastest settings by method."""
+        return self.__pydantic_extra__
 
 
 class Finalist(BaseModel):
@@ -73,5 +79,5 @@ class ProfileResult(BaseModel):
 
     def best_of(self, method: str) -> Prediction | None:
         """The fastest setting of a method."""
-        found = [getattr(each, method) for each in self.exits]
+        found = [each.best.get(method) for each in self.exits]
         return max(filter(None, found), key=lambda each: each.speedup, default=None)

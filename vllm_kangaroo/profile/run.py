@@ -31,7 +31,7 @@ from vllm_kangaroo.profile.profile_results import (
     ProfileResult,
     Verification,
 )
-from vllm_kangaroo.profile.search import Prediction, best_hispec, best_kangaroo, predict
+from vllm_kangaroo.profile.search import Prediction, best_of_each, predict
 from vllm_kangaroo.profile.timing import Advance, Stopwatch
 from vllm_kangaroo.provenance import of_measurement
 from vllm_kangaroo.training.data.documents import read_documents
@@ -80,7 +80,7 @@ def profile(options: ProfileOptions, console: Console) -> ProfileResult:
             _figures(each, heads, records, text[each.name], costs, adapter_costs, options)
             for each in heads
         ]
-        found = [p for each in exits for p in (each.kangaroo, each.hispec) if p is not None]
+        found = [p for each in exits for p in each.best.values() if p is not None]
         found.sort(key=lambda each: -each.speedup)
         finalists = _run_finalists(found[: options.finalists], watch, choosing, console)
         best, correction = found[0], 1.0
@@ -269,7 +269,8 @@ def _figures(
     cost = adapter_costs.get(head.name)
     same = [each.guesses[head.name].token_ids == each.target for each in records]
     exits = [each.exit_layer for each in heads if each.adapter is None]
-    middle = head.adapter is None and costs.check_base is not None
+    # By the methods' names, which no type knows.
+    best: dict[str, Any] = best_of_each(costs, records, head, cost, exits, options.max_drafts)
     return ExitFigures(
         exit_layer=head.exit_layer,
         adapter=None if head.adapter is None else head.adapter.resolve().name,
@@ -277,8 +278,7 @@ def _figures(
         acceptance=text["expected_acceptance"],
         own_agreement=sum(int(each.sum()) for each in same) / max(sum(map(len, same)), 1),
         draft_seconds=costs.draft(head.exit_layer) if cost is None else cost.draft,
-        kangaroo=best_kangaroo(costs, records, head, cost, options.max_drafts),
-        hispec=best_hispec(costs, records, head, exits, options.max_drafts) if middle else None,
+        **best,
     )
 
 
