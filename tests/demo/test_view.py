@@ -171,4 +171,12 @@ def test_picture_loads_nothing_from_elsewhere(tmp_path: Path, count: int):
 
 def test_written_figures_can_be_read_back():
     ours = result(True, False)
-    assert DemoResult.model_validate_json(ours.model_dump_json()) == ours
+    read = DemoResult.model_validate_json(ours.model_dump_json())
+    assert read == ours
+    shown = read.prompts[0].methods["kangaroo"].segments
+    assert shown[0].origin is Origin.TARGET
+
+
+def test_another_origin_is_read_back_as_it_is_named():
+    ours = Segment(text="Who", origin="guess")
+    assert Segment.model_validate_json(ours.model_dump_json()) == ours

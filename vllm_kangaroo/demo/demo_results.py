@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, computed_field
+from pydantic import BaseModel, Field, computed_field
 
 from vllm_kangaroo.bench.bench_results import Divergence, RunSetup, Speed
 from vllm_kangaroo.bench.statistics import Acceptance
@@ -16,7 +16,7 @@ class Segment(BaseModel):
     """Neighbouring tokens of one origin."""
 
     text: str
-    origin: Origin | str
+    origin: Origin | str = Field(union_mode="left_to_right")
     """One of :class:`Origin`, or what a method of another kind calls its own."""
 
 

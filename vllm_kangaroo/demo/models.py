@@ -9,7 +9,6 @@ from typing import Any
 
 from vllm_kangaroo import demo_model, tiny_model
 from vllm_kangaroo.demo import smollm2
-from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import parse_options
 
 _HERE = Path(__file__).parent
@@ -68,10 +67,9 @@ def completed(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: of the model, as vLLM is to load it.
+        config: of a method of ours.
     """
-    wanted = None
-    if config["method"] in METHODS:  # of vLLM's own methods nothing is known here
-        wanted = parse_options(config).adapter_wanted()
+    wanted = parse_options(config).adapter_wanted()
     if wanted is not None and path == str(smollm2.folder()):
         return {**config, wanted: smollm2.adapter()}
     return dict(config)
