@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.adapters.test_reference import make_adapter, make_config
+from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.options import (
     DEFAULT_ADAPTER_DIR,
@@ -76,6 +78,16 @@ def test_every_option_reaches_the_plan(tmp_path: Path) -> None:
         num_speculative_tokens=3,
         confidence_threshold=0.25,
     )
+
+
+def test_a_threshold_is_a_probability_by_the_adapters_calibration(tmp_path: Path) -> None:
+    calibration = Calibration(slope=0.5, offset=-1.0)
+    adapter = adapter_at(tmp_path / "adapter", calibration=calibration)
+    served = plan(model=adapter, confidence_threshold=0.4).confidence_threshold
+    assert calibration.probabilities(np.array([served]))[0] == pytest.approx(0.4)
+    assert served > 0.6
+    for end in (0.0, 1.0):
+        assert plan(model=adapter, confidence_threshold=end).confidence_threshold == end
 
 
 def test_the_exit_layer_comes_with_the_adapter(tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def check_adapter(
     return config.exit_layer
 
 
+def threshold_of(adapter: str | None, probability: float) -> float:
+    """The confidence of a draft exit's head whose drafts are right with a probability, by its adapter's calibration.
+
+    Args:
+        adapter: directory of one that was checked; None, and adapters without a calibration, are taken at their word.
+    """
+    calibration = None if adapter is None else AdapterConfig.load(adapter).calibration
+    return probability if calibration is None else calibration.confidence(probability)
+
+
 def _read_adapter(key: str, directory: Path) -> AdapterConfig:
     where = f"speculative_config[{key!r}]={str(directory)!r}"
     if not directory.is_dir():

@@ -19,6 +19,7 @@ from vllm_kangaroo.options import (
     TargetShape,
     check_adapter,
     check_layer,
+    threshold_of,
 )
 
 
@@ -131,12 +132,15 @@ class HiSpecOptions(MethodOptions):
     def _plan(
         self, exits: tuple[int, ...], adapters: tuple[str | None, ...], per_round: int | None
     ) -> EarlyExitPlan:
+        adapters = tuple(
+            None if path is None else str(Path(path).expanduser()) for path in adapters
+        )
         return EarlyExitPlan(
             method="hispec",
             exits=exits,
             adapters=adapters,
             num_speculative_tokens=self.num_speculative_tokens,
-            confidence_threshold=self.confidence_threshold,
+            confidence_threshold=threshold_of(adapters[0], self.confidence_threshold),
             tokens_per_round=per_round,
             draft_sample_method=self.draft_sample_method,
             lookup=self.lookup,

@@ -20,6 +20,7 @@ from vllm_kangaroo.options import (
     TargetShape,
     check_adapter,
     check_layer,
+    threshold_of,
 )
 
 
@@ -75,7 +76,7 @@ class KangarooOptions(MethodOptions):
             exits=(exit_layer, target.num_hidden_layers),
             adapters=(adapter,),
             num_speculative_tokens=self.num_speculative_tokens,
-            confidence_threshold=self.confidence_threshold,
+            confidence_threshold=threshold_of(adapter, self.confidence_threshold),
             draft_sample_method=self.draft_sample_method,
             lookup=self.lookup,
         )
