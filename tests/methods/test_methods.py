@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vllm_kangaroo.drafting.interfaces import Propose
+from vllm_kangaroo.drafting.draft_function import Propose
 from vllm_kangaroo.methods import METHODS, Method
 from vllm_kangaroo.methods.origin import LOOKUP, TARGET, Chooser
 from vllm_kangaroo.options import EarlyExitPlan

@@ -15,7 +15,7 @@ from tests.e2e.engines import Engines
 from tests.e2e.prompts import QUESTIONS, chat
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.profile.draft_replay import Guesses, Record, Work, hispec, kangaroo
-from vllm_kangaroo.profile.heads import Head, Reader
+from vllm_kangaroo.profile.head_reader import Head, Reader
 from vllm_kangaroo.training.run.target import Target
 
 

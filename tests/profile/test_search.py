@@ -16,7 +16,7 @@ from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.profile import plot
 from vllm_kangaroo.profile.costs import CostModel, HeadCost, hispec_seconds, speedup
 from vllm_kangaroo.profile.draft_replay import Guesses, Record, hispec
-from vllm_kangaroo.profile.heads import Head
+from vllm_kangaroo.profile.head_reader import Head
 from vllm_kangaroo.profile.profile_report import print_profile
 from vllm_kangaroo.profile.profile_results import ExitFigures, ProfileResult
 from vllm_kangaroo.profile.search import best_of_each, predict

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vllm_kangaroo.drafting import kangaroo
-from vllm_kangaroo.drafting.interfaces import Passes
+from vllm_kangaroo.drafting.draft_function import Passes
 from vllm_kangaroo.drafting.kangaroo import (
     ChainAttention,
     Drafters,
@@ -53,7 +53,7 @@ def propose(
     plan: EarlyExitPlan,
     sampling: Sampling | None,
 ) -> Drafts:
-    """HiSpec's :class:`vllm_kangaroo.drafting.interfaces.Propose`; without an intermediate exit, single-layer speculation."""
+    """HiSpec's :class:`vllm_kangaroo.drafting.draft_function.Propose`; without an intermediate exit, single-layer speculation."""
     if plan.tokens_per_round is None:
         return kangaroo.propose(ladder, drafters, passes, attention, plan, sampling)
     sampled = sampling is not None

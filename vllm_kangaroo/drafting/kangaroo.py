@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_kangaroo.drafting.interfaces import Passes
+from vllm_kangaroo.drafting.draft_function import Passes
 from vllm_kangaroo.drafting.sampling import LogitsPass, SampledDrafting, Sampling
 from vllm_kangaroo.ladder.ladder import Ladder
 from vllm_kangaroo.ladder.spans import IntArray
@@ -94,7 +94,7 @@ def propose(
     plan: EarlyExitPlan,
     sampling: Sampling | None,
 ) -> Drafts:
-    """Kangaroo's :class:`vllm_kangaroo.drafting.interfaces.Propose`."""
+    """Kangaroo's :class:`vllm_kangaroo.drafting.draft_function.Propose`."""
     draft_pass = passes.draft if sampling is None else passes.draft_logits
     return draft(ladder, drafters, draft_pass, attention, plan.confidence_threshold, sampling)
 

@@ -11,7 +11,7 @@ from vllm_kangaroo.methods.origin import Chooser
 from vllm_kangaroo.options import EarlyExitPlan, MethodOptions
 
 if TYPE_CHECKING:
-    from vllm_kangaroo.drafting.interfaces import Propose
+    from vllm_kangaroo.drafting.draft_function import Propose
     from vllm_kangaroo.profile.method_search import MethodSearch
 
 
@@ -26,7 +26,7 @@ class Method:
     options: type[MethodOptions]
     """What a user can set; ``resolve`` says at which exits the model is cut, and so which passes there are."""
     propose: str
-    """``package.module:function`` that drafts a round, a :class:`vllm_kangaroo.drafting.interfaces.Propose`."""
+    """``package.module:function`` that drafts a round, a :class:`vllm_kangaroo.drafting.draft_function.Propose`."""
     choosers: Mapping[int, Chooser]
     """Who may choose a draft, by the numbers in :attr:`vllm_kangaroo.drafting.kangaroo.Drafts.exits`."""
     plan: type[EarlyExitPlan] = EarlyExitPlan

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_kangaroo.profile.costs import CostModel, HeadCost, hispec_seconds
 from vllm_kangaroo.profile.draft_replay import Record, Work, hispec
-from vllm_kangaroo.profile.heads import Head
+from vllm_kangaroo.profile.head_reader import Head
 
 PER_ROUND = (1, 2, 3, 4)
 BUFFERS = (2, 3, 4, 6, 8, 12)

@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_kangaroo.profile.costs import CostModel, HeadCost, kangaroo_seconds
 from vllm_kangaroo.profile.draft_replay import Record, Work, kangaroo
-from vllm_kangaroo.profile.heads import Head
+from vllm_kangaroo.profile.head_reader import Head
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.profile.costs import CostModel, HeadCost
 from vllm_kangaroo.profile.draft_replay import Record, Work
-from vllm_kangaroo.profile.heads import Head
+from vllm_kangaroo.profile.head_reader import Head
 
 
 class MethodSearch(Protocol):

@@ -21,7 +21,7 @@ from vllm_kangaroo.profile.costs import (
     with_checks,
 )
 from vllm_kangaroo.profile.draft_replay import Record
-from vllm_kangaroo.profile.heads import Head, Reader, heads_of
+from vllm_kangaroo.profile.head_reader import Head, Reader, heads_of
 from vllm_kangaroo.profile.plot import draw
 from vllm_kangaroo.profile.profile_options import ProfileOptions
 from vllm_kangaroo.profile.profile_report import print_profile

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vllm_kangaroo.profile.costs import CostModel, HeadCost, speedup
 from vllm_kangaroo.profile.draft_replay import Record, Work
-from vllm_kangaroo.profile.heads import Head
+from vllm_kangaroo.profile.head_reader import Head
 from vllm_kangaroo.profile.method_search import searches
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vllm_kangaroo.integration.passes import attention as attention_module
 from vllm_kangaroo.integration.passes.attention import PagedAttention
 from vllm_kangaroo.integration.passes.runner_view import KVGroup
-from vllm_kangaroo.integration.runner_v1.view import FRESH_BUILDERS, is_fresh
+from vllm_kangaroo.integration.runner_v1.v1_view import FRESH_BUILDERS, is_fresh
 from vllm_kangaroo.ladder.spans import Spans
 
 BLOCK, LOWER, UPPER = 4, "layers.0.attn", "layers.1.attn"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.kinds import BEYOND_THE_HEAD, KINDS, make_kind
-from vllm_kangaroo.profile.heads import Head, Reader
+from vllm_kangaroo.profile.head_reader import Head, Reader
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.data.windows import Windows

@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
-from vllm_kangaroo.integration.runner_v1.view import V1RunnerView
+from vllm_kangaroo.integration.runner_v1.v1_view import V1RunnerView
 from vllm_kangaroo.integration.sampling import greedy, token_logprobs
 from vllm_kangaroo.integration.sampling.partial_prompts import generators_aside
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling

@@ -14,7 +14,7 @@ from vllm_kangaroo import tiny_model
 from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.adapters.config import CONFIG_FILE
-from vllm_kangaroo.profile.heads import Head, Reader
+from vllm_kangaroo.profile.head_reader import Head, Reader
 from vllm_kangaroo.training.run.target import Target
 
 EXIT = 2
