@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from tests.e2e.engines import Engines
+from tests.e2e.prompts import QUESTIONS
+from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench import method_comparison as comparing
 from vllm_kangaroo.bench import rounds, sweep
 from vllm_kangaroo.bench.bench_options import CompareOptions, SweepOptions
+from vllm_kangaroo.bench.engines import EngineSettings
+from vllm_kangaroo.bench.measure import measure, setup_of
+from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
+from vllm_kangaroo.bench.report import print_result
+from vllm_kangaroo.bench.statistics import Acceptance
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 
 SHARED: dict[str, Any] = {
@@ -25,6 +34,7 @@ SHARED: dict[str, Any] = {
 }
 SINGLE = {"method": "hispec", "intermediate_verification": False, "draft_exit_layer": 1}
 HISPEC = {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 3}
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
 METRICS = {"per_request_spec_decode_metrics": "summary", "worker_extension_cls": INSPECTION}
 
 
@@ -71,6 +81,59 @@ def test_hispec_beside_single_layer_speculation() -> None:
     assert table.row_count == 2
     assert comparing.comparison_sentences(result)[0].startswith("hispec over single: ")
     assert set(result.ratios["hispec"]) == {comparing.PLAIN, "single"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_vllms_own_method_beside_ours(batch_size: int, tmp_path: Path) -> None:
+    questions = tmp_path / "question.jsonl"
+    lines = [
+        json.dumps({"question_id": at, "category": kind, "turns": [QUESTIONS[at]]})
+        for at, kind in enumerate(("qa", "rag"))
+    ]
+    questions.write_text("\n".join(lines))
+    configs = {"hispec": HISPEC | {"lookup": True}, "ngram": NGRAM}
+    given = tuple(f"{name}={json.dumps(config)}" for name, config in configs.items())
+    longer = SHARED | {"max_tokens": 64, "batch_size": batch_size, "prompts": questions}
+    result = comparing.compare(CompareOptions(config=given, rounds=1, **longer), Console())
+    assert list(result.contenders) == [comparing.PLAIN, *configs]
+    for name in configs:
+        one = result.contenders[name]
+        assert one.identical == 2
+        assert 0 < one.acceptance.accepted <= one.acceptance.drafted
+        assert one.speculative_config == configs[name]
+    ours, ngram = (result.contenders[name].ladder for name in configs)
+    assert ngram is None and ours is not None
+    assert 0 < ours.lookup_accepted <= ours.lookup_drafted
+    assert comparing.cost_table(result).row_count == 1
+    assert comparing.comparison_table(result).row_count == 3
+    for one in result.contenders.values():
+        assert [(kind.name, kind.prompts) for kind in one.categories] == [("qa", 1), ("rag", 1)]
+        assert sum((kind.acceptance for kind in one.categories), Acceptance()) == one.acceptance
+    by_category = comparing.category_table(result)
+    if batch_size == 1:
+        assert by_category is not None
+        assert (by_category.row_count, len(by_category.columns)) == (2, 3)
+    else:  # no category has a time of its own
+        assert by_category is None
+    assert comparing.comparison_sentences(result)[0].startswith("hispec over ngram: ")
+
+
+def test_bench_of_vllms_own_method(engines: Engines) -> None:
+    settings = EngineSettings(model=tiny_model(), dtype="float32", eager=True)
+    plain, drafting = engines.plain().llm, engines.get(speculative_config=NGRAM, **METRICS).llm
+    setup = setup_of(settings, NGRAM, plain, 1, 64, 0.0)
+    console = Console(file=io.StringIO(), width=120)
+    prompts = load_prompts(DEMO_PROMPTS)
+    result = measure(
+        plain, drafting, prompts, num_prompts=2, rounds=1, setup=setup, console=console
+    )
+    assert result.ladder is None
+    assert result.equality is not None and result.equality.identical == 2
+    assert 0 < result.acceptance.accepted <= result.acceptance.drafted
+    print_result(result, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "acceptance length" in console.file.getvalue()
+    assert "draft step" not in console.file.getvalue()
 
 
 def test_sweep_runs_every_point() -> None:

@@ -61,14 +61,14 @@ class CompareOptions(RunOptions):
 
     config: tuple[str, ...] = Field(
         min_length=1,
-        description="NAME=JSON, a speculative_config and what to call it; may be repeated.",
+        description="NAME=JSON, a speculative_config, ours or vLLM's own, and what to call it; may be repeated.",
     )
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """By name, in the order given.
 
         Raises:
-            OptionError: if one has no name, or a name is given twice, or a method refuses a config.
+            OptionError: if one has no name, or a name is given twice, or a method of ours refuses a config.
         """
         found: dict[str, dict[str, Any]] = {}
         for given in self.config:
@@ -78,7 +78,7 @@ class CompareOptions(RunOptions):
                     f"--config {given} has no name of its own: give NAME=JSON, such as "
                     'hispec={"method": "hispec"}.'
                 )
-            found[name] = speculative_config(whole=whole)
+            found[name] = speculative_config(whole=whole, of_vllm=True)
         return found
 
 

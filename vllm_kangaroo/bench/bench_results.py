@@ -146,7 +146,8 @@ class BenchResult(BaseModel):
     speedup: Spread
     """Median and range of the rounds' ratios."""
     acceptance: Acceptance
-    ladder: LadderCost
+    ladder: LadderCost | None
+    """None with a method of vLLM's own."""
     equality: Equality | None
     """None when sampling: the outputs then agree in distribution only."""
     categories: list[Category]

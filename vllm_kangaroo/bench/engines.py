@@ -14,8 +14,9 @@ from rich.console import Console
 
 from vllm_kangaroo.console import telling
 from vllm_kangaroo.demo import models
+from vllm_kangaroo.integration.inspect import peers
 from vllm_kangaroo.integration.inspect.device import device_name, is_cuda
-from vllm_kangaroo.options import OptionError, parse_options
+from vllm_kangaroo.options import METHODS, OptionError, parse_options
 
 # vLLM claims nearly all memory of a GPU unless told otherwise, and several engines share one here.
 GPU_SHARE = 0.8
@@ -61,12 +62,18 @@ class EngineSettings(BaseModel):
         return arguments
 
 
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a ``speculative_config`` drafts by early exits, and not by a method of vLLM's."""
+    return config.get("method") in METHODS
+
+
 def speculative_config(
-    method: str = "kangaroo", whole: str | None = None, **flags: Any
+    method: str = "kangaroo", whole: str | None = None, *, of_vllm: bool = False, **flags: Any
 ) -> dict[str, Any]:
     """The ``speculative_config`` of a command's flags; a flag that is None is left to its default.
 
     Args:
+        of_vllm: whether methods of vLLM's own will do, too. What else such a config holds is vLLM's to judge.
         whole: the whole of it as JSON, as ``vllm serve --speculative-config`` takes it; then no
             flag may be set.
         flags: options of the method by name.
@@ -86,8 +93,26 @@ def speculative_config(
                 f"--speculative-config and --{flag} {value} exclude each other: put it into the former."
             )
         config = _read(whole)
-    parse_options(config)
+    if not (of_vllm and _is_peer(config)):
+        parse_options(config)
     return config
+
+
+def _is_peer(config: Mapping[str, Any]) -> bool:
+    """Whether vLLM has the method of ``config``, or finds it out by the draft model that is named.
+
+    Raises:
+        OptionError: if neither vLLM nor this package has it.
+    """
+    if is_ours(config):
+        return False
+    method = config.get("method")
+    if method in peers.methods() or (method is None and "model" in config):
+        return True
+    raise OptionError(
+        f"speculative_config['method']={method!r} is not one of {', '.join(METHODS)}, nor of vLLM's own, such as ngram, "
+        f"suffix, draft_model or eagle3: choose one of them."
+    )
 
 
 def _read(whole: str) -> dict[str, Any]:
@@ -125,25 +150,34 @@ def engine(
     """A running ``LLM``, shut down at the end.
 
     Args:
-        speculative: a ``speculative_config`` of ours; None for vLLM alone.
+        speculative: a ``speculative_config``; None for vLLM alone.
         extension: vLLM's ``worker_extension_cls``.
         more: further arguments of ``LLM``.
 
     Raises:
         OptionError: if this package refuses the configuration.
-        EngineStartError: if an engine's process ends while it starts.
+        EngineStartError: if an engine's process ends while it starts, or vLLM refuses a method of its own.
     """
     from vllm import LLM
 
     arguments = settings.arguments() | {"worker_extension_cls": extension} | more
     if speculative is not None:
-        arguments["speculative_config"] = models.completed(settings.model, speculative)
+        if is_ours(speculative):
+            speculative = models.completed(settings.model, speculative)
+        arguments["speculative_config"] = speculative
         arguments["per_request_spec_decode_metrics"] = "summary"
     try:
-        llm = LLM(**arguments)
+        with peers.without_numba_in_sight():
+            llm = LLM(**arguments)
     except RuntimeError as error:
         raise EngineStartError(
             f"the engine for {settings.name} did not start: {error} Mend what vLLM says above."
+        ) from error
+    except (ValueError, ImportError, NotImplementedError, AssertionError) as error:
+        if speculative is None or is_ours(speculative):
+            raise
+        raise EngineStartError(
+            f"vLLM refuses speculative_config={without_paths(speculative)}: {peers.reason(error)}"
         ) from error
     try:
         yield llm
@@ -177,7 +211,9 @@ def several(
         # Those that draft first, for whatever is wrong with a configuration is told sooner.
         for name in sorted(configs, key=lambda name: configs[name] is None):
             config = configs[name]
-            what = "vLLM alone" if config is None else f"vLLM with {config['method']}"
+            what = "vLLM alone"
+            if config is not None:
+                what = f"vLLM with {config.get('method', 'a draft model')}"
             with telling(console, f"starting {what}{slow}"):
                 started[name] = stack.enter_context(engine(settings, config, extension))
         yield {name: started[name] for name in configs}

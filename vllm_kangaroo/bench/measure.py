@@ -9,7 +9,7 @@ from rich.console import Console
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_results import BenchResult, RunSetup, Setup, speedups
 from vllm_kangaroo.bench.engine_runs import run_engines, warm_up
-from vllm_kangaroo.bench.engines import EngineSettings, device, without_paths
+from vllm_kangaroo.bench.engines import EngineSettings, device, is_ours, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.margins import with_margins
 from vllm_kangaroo.bench.prompts import Prompt, PromptError, encode, evenly
@@ -53,12 +53,11 @@ def measure(
             params,
             rounds,
             together=together,
-            counted=["drafting"],
+            counted=["drafting"] if is_ours(setup.speculative_config) else [],
             done=told,
             advance=progress.advance,
         )
     outputs, ladder = runs.beside("plain", "drafting"), runs.ladder("drafting")
-    assert ladder is not None
     equal = None
     if not setup.temperature:
         equal = with_margins(plain, summary.equality(chosen, outputs), token_ids, outputs)

@@ -10,9 +10,15 @@ from rich.table import Table
 
 from vllm_kangaroo.bench import summary
 from vllm_kangaroo.bench.bench_options import CompareOptions
-from vllm_kangaroo.bench.bench_results import RunSetup, Speed, decode_speedups, speedups
+from vllm_kangaroo.bench.bench_results import (
+    Category,
+    RunSetup,
+    Speed,
+    decode_speedups,
+    speedups,
+)
 from vllm_kangaroo.bench.engine_runs import run_engines, warm_up
-from vllm_kangaroo.bench.engines import device, several, without_paths
+from vllm_kangaroo.bench.engines import device, is_ours, several, without_paths
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.ladder_cost import LadderCost
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
@@ -36,6 +42,8 @@ class Contender(BaseModel):
     ladder: LadderCost | None
     identical: int | None
     """How many outputs were vLLM's in every round; None when sampling."""
+    categories: list[Category] = []
+    """Beside vLLM alone, by category of the prompts."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -95,18 +103,20 @@ def compare(options: CompareOptions, console: Console) -> Comparison:
                 sampling(temperature, max_tokens, ignore_eos=True),
                 options.rounds,
                 together=together,
-                counted=list(configs),
+                counted=[name for name, config in configs.items() if is_ours(config)],
                 advance=progress.advance,
             )
     contenders = {}
     for name, config in wanted.items():
         pairs = runs.beside(PLAIN, name)
+        equal = None if temperature else summary.equality(chosen, pairs)
         contenders[name] = Contender(
             speculative_config=None if config is None else without_paths(config),
             speeds=[one[name].total for one in runs.rounds],
             acceptance=summary.acceptance(pairs),
             ladder=runs.ladder(name),
-            identical=None if temperature else summary.equality(chosen, pairs).identical,
+            identical=None if equal is None else equal.identical,
+            categories=summary.categories(chosen, pairs, equal),
         )
     return Comparison(
         setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
@@ -146,6 +156,22 @@ def comparison_table(result: Comparison) -> Table:
     return table
 
 
+def category_table(result: Comparison) -> Table | None:
+    """Speed-up over vLLM alone by category; None where there is but one, or none has times of its own."""
+    drafting = {name: one for name, one in result.contenders.items() if name != PLAIN}
+    kinds = result.contenders[PLAIN].categories
+    if len(kinds) < 2 or kinds[0].plain is None:
+        return None
+    table = Table("category", title="Over vLLM alone, and acceptance length")
+    for name in drafting:
+        table.add_column(name, justify="right")
+    for at, kind in enumerate(kinds):
+        own = [one.categories[at] for one in drafting.values()]
+        figures = [f"{spread(one.speedup, 2, 'x')}, {number(one.acceptance.length)}" for one in own]
+        table.add_row(f"{kind.name} ({kind.prompts})", *figures)
+    return table
+
+
 def cost_table(result: Comparison) -> Table:
     """Where the time of drafting goes, by tier."""
     table = Table(title="Passes")
@@ -164,7 +190,8 @@ def cost_table(result: Comparison) -> Table:
         if cost is None:
             continue
         total = sum((speed for speed in one.speeds), Speed()).seconds
-        kept = 1 - cost.replaced / one.acceptance.drafted if cost.checks else None
+        checked = one.acceptance.drafted - cost.lookup_drafted
+        kept = 1 - cost.replaced / checked if cost.checks and checked > 0 else None
         table.add_row(
             name,
             number(cost.seconds_per_draft_step and cost.seconds_per_draft_step * 1e3, 2, " ms"),

@@ -113,13 +113,18 @@ def _drafting(result: BenchResult) -> Table:
     table.add_column()
     table.add_column(justify="right")
     acceptance, ladder = result.acceptance, result.ladder
-    per_step = ladder.seconds_per_draft_step
-    outside = ladder.share_outside_passes
     table.add_row("acceptance length (target's own token included)", number(acceptance.length))
     table.add_row("drafts per verification step", number(acceptance.drafts_per_step))
     table.add_row("share of drafts accepted", number(acceptance.rate))
+    if ladder is None:
+        return table
+    per_step = ladder.seconds_per_draft_step
+    outside = ladder.share_outside_passes
     table.add_row("time of a draft step", number(per_step and per_step * 1e3, 3, " ms"))
     table.add_row("of it outside the model's pass", number(outside and outside * 100, 1, " %"))
+    if ladder.lookup_rounds:
+        looked_up = f"{ladder.lookup_drafted} ({ladder.lookup_accepted})"
+        table.add_row("drafts from the text itself (accepted)", looked_up)
     for tier, (computed, dropped) in enumerate(
         zip(ladder.positions, ladder.dropped, strict=True), start=1
     ):

@@ -26,7 +26,9 @@ def bench(
     model: Annotated[
         str, typer.Option(help=f"Model to measure: {WHICH}.", show_default=SHOWN.name)
     ] = "",
-    method: Annotated[str, typer.Option(help="Method of drafting.")] = "kangaroo",
+    method: Annotated[
+        str, typer.Option(help="Method of drafting, ours or vLLM's own.")
+    ] = "kangaroo",
     adapter: Annotated[
         Path | None, typer.Option(help="Adapter directory. Default: that beside the model.")
     ] = None,
@@ -75,6 +77,7 @@ def bench(
     speculative = engines.speculative_config(
         method,
         speculative_config,
+        of_vllm=True,
         model=adapter,
         exit_layer=exit_layer,
         num_speculative_tokens=num_speculative_tokens,

@@ -19,6 +19,9 @@ def _compare(options: CompareOptions) -> None:
     console = make_console()
     result = compare.compare(options, console)
     console.print(compare.comparison_table(result))
+    by_category = compare.category_table(result)
+    if by_category is not None:
+        console.print(by_category)
     console.print(compare.cost_table(result))
     for sentence in compare.comparison_sentences(result):
         console.print(sentence)

@@ -22,6 +22,13 @@ SEAMS: tuple[Seam, ...] = (
         why="Outputs as they grow, for times of the first token.",
         parameters=("DELTA",),
     ),
+    Seam(
+        "vllm.config.speculative:SpeculativeMethod",
+        "read",
+        "Methods of vLLM's own, which benchmarks measure beside ours.",
+        process=("API server",),
+        until=STAYS,
+    ),
     # Engines in the command's own process
     _engine(
         "vllm.v1.engine.llm_engine:LLMEngine",
