@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from types import ModuleType
@@ -9,9 +10,14 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
+from tests.bench.fake_engine import FakeClock, FakeEngine
 from vllm_kangaroo import tiny_model
+from vllm_kangaroo.bench import measure as measuring
+from vllm_kangaroo.bench import rounds as turns
 from vllm_kangaroo.bench.bench_options import CompareOptions
+from vllm_kangaroo.bench.bench_results import Setup
 from vllm_kangaroo.bench.engines import (
     EngineSettings,
     EngineStartError,
@@ -19,9 +25,12 @@ from vllm_kangaroo.bench.engines import (
     is_ours,
     speculative_config,
 )
+from vllm_kangaroo.bench.prompts import Prompt
+from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.integration.inspect import peers
 from vllm_kangaroo.options import OptionError
 
+OURS = {"method": "hispec"}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
 
 
@@ -100,3 +109,46 @@ def test_numba_is_out_of_sight_for_a_while(monkeypatch: pytest.MonkeyPatch) -> N
     with peers.without_numba_in_sight():
         assert peers.TROUBLE not in sys.modules
     assert sys.modules[peers.TROUBLE] is module
+
+
+class Peer(FakeEngine):
+    """Its worker is vLLM's, which has no ladder."""
+
+    def collective_rpc(self, what: str) -> list[dict[str, Any]]:
+        raise AttributeError(what)
+
+
+@pytest.mark.parametrize(("config", "drafting"), [(NGRAM, Peer), (OURS, FakeEngine)])
+def test_bench_asks_only_ours_for_tiers(
+    config: dict[str, Any], drafting: type[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "SETTLE_SECONDS", 0.0)
+    prompts = [Prompt.of_text("a", "text", "qa"), Prompt.of_text("b", "text", "math")]
+    chosen = (prompts, [[10, 1], [20, 1]], 0)
+    monkeypatch.setattr(measuring, "chosen_prompts", lambda *_: chosen)
+    setup = Setup(
+        model="demo",
+        architecture="LlamaForCausalLM",
+        layers=12,
+        hidden_size=192,
+        dtype="float32",
+        mode="eager",
+        batch_size=1,
+        max_tokens=5,
+        temperature=0.0,
+        prompts=0,
+        skipped_too_long=0,
+        speculative_config=config,
+    )
+    console = Console(file=io.StringIO(), width=120)
+    engines = FakeEngine(FakeClock(), 5), drafting(FakeClock(), 5, width=2)
+    result = measuring.measure(
+        *engines, prompts, num_prompts=None, rounds=2, setup=setup, console=console
+    )
+    assert result.equality is not None and result.equality.identical == 2
+    assert [one.name for one in result.categories] == ["qa", "math"]
+    print_result(result, console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "acceptance length" in text
+    assert (result.ladder is not None) == (config is OURS) == ("time of a draft step" in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +13,9 @@ from rich.console import Console
 
 from tests.e2e.engines import Engines
 from tests.e2e.prompts import QUESTIONS
-from vllm_kangaroo import tiny_model
 from vllm_kangaroo.bench import method_comparison as comparing
 from vllm_kangaroo.bench import rounds, sweep
 from vllm_kangaroo.bench.bench_options import CompareOptions, SweepOptions
-from vllm_kangaroo.bench.engines import EngineSettings
-from vllm_kangaroo.bench.measure import measure, setup_of
-from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.bench.statistics import Acceptance
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 
@@ -116,24 +110,6 @@ def test_vllms_own_method_beside_ours(batch_size: int, tmp_path: Path) -> None:
     else:  # no category has a time of its own
         assert by_category is None
     assert comparing.comparison_sentences(result)[0].startswith("hispec over ngram: ")
-
-
-def test_bench_of_vllms_own_method(engines: Engines) -> None:
-    settings = EngineSettings(model=tiny_model(), dtype="float32", eager=True)
-    plain, drafting = engines.plain().llm, engines.get(speculative_config=NGRAM, **METRICS).llm
-    setup = setup_of(settings, NGRAM, plain, 1, 64, 0.0)
-    console = Console(file=io.StringIO(), width=120)
-    prompts = load_prompts(DEMO_PROMPTS)
-    result = measure(
-        plain, drafting, prompts, num_prompts=2, rounds=1, setup=setup, console=console
-    )
-    assert result.ladder is None
-    assert result.equality is not None and result.equality.identical == 2
-    assert 0 < result.acceptance.accepted <= result.acceptance.drafted
-    print_result(result, console)
-    assert isinstance(console.file, io.StringIO)
-    assert "acceptance length" in console.file.getvalue()
-    assert "draft step" not in console.file.getvalue()
 
 
 def test_sweep_runs_every_point() -> None:
