@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
+from vllm_kangaroo.bench.engines import EngineSettings
 from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_alternating
-from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
+from vllm_kangaroo.bench.scheduler_comparison import (
+    ReplayResult,
+    capacity,
+    poisson,
+    summarise,
+)
+from vllm_kangaroo.cli import replay
+from vllm_kangaroo.cli.main import app
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 from vllm_kangaroo.laps_sd.step_records import read_steps
 from vllm_kangaroo.laps_sd.trace import TraceRequest
@@ -118,6 +130,36 @@ def test_replay_serves_a_stream_to_the_lengths_of_its_trace(engines: Engines) ->
         assert engine.finish() == {}
     assert run.tokens_per_round > 1.1
     assert capacity(engine.llm, requests, 3) > 0
+
+
+def test_the_replay_command(
+    engines: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def engine(settings: EngineSettings, speculative: Any, **given: Any) -> Iterator[Any]:
+        assert settings.engines == 2 and speculative is None
+        ours = {key: given[key] for key in ("scheduler_cls", "additional_config") if key in given}
+        yield engines.get(**ours).llm
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the command would leave it set
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # engines save there when they end
+    monkeypatch.setattr(replay, "engine", engine)
+    monkeypatch.setattr(replay, "SLICE_S", 0.02)
+    out = tmp_path / "replay.json"
+    arguments = (
+        "replay --method none --requests 8 --rounds 1 --max-tokens 20 --max-model-len 256 "
+        f"--load 0.8 --json {out}"
+    )
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "serving on both, round 1 of 1: 0 of 16 requests" in lines
+    assert any(
+        line.startswith("serving on both, round 1 of 1: 16 of 16 requests") for line in lines
+    )
+    [pair] = ReplayResult.model_validate_json(out.read_text()).pairs
+    assert pair.fcfs.tokens == pair.laps_sd.tokens > 8
+    assert pair.fcfs.load is not None and pair.oracle is not None
 
 
 class Ticks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vllm_kangaroo import tiny_model
+from vllm_kangaroo.bench.engines import EngineSettings, engine
 from vllm_kangaroo.bench.feed import Feed, serve, serve_alternating
 from vllm_kangaroo.bench.scheduler_comparison import (
     SCHEDULER,
@@ -87,17 +89,21 @@ def replay_command(
         settings["speculative_config"] = {"method": method}
     # In one process the client cuts an answer before the engine has begun the next step.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    from vllm import LLM
-
-    with tempfile.TemporaryDirectory() as folder:
+    shared = EngineSettings(
+        model=settings["model"], dtype=dtype, eager=eager, max_num_seqs=batch_size, engines=2
+    )
+    drafting = settings.get("speculative_config")
+    given = {key: settings[key] for key in ("max_model_len", "enable_prefix_caching")}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         knowledge = Path(folder) / "lengths.npz"
         teach(earlier, max_model_len, knowledge)
         log = step_log or Path(folder) / "steps.jsonl"
         options: dict[str, Any] = {"predictor_file": str(knowledge), "step_log": str(log)}
         with telling(console, "starting vLLM with its own scheduler"):
-            fcfs = LLM(**settings)
+            fcfs = stack.enter_context(engine(shared, drafting, **given))
         with telling(console, "starting vLLM with LAPS-SD"):
-            ours = LLM(**settings, scheduler_cls=SCHEDULER, additional_config={"laps_sd": options})
+            given |= {"scheduler_cls": SCHEDULER, "additional_config": {"laps_sd": options}}
+            ours = stack.enter_context(engine(shared, drafting, **given))
         engines = {"fcfs": fcfs, "laps_sd": ours}
         with telling(console, "warming both"):
             for name, llm in engines.items():
@@ -142,8 +148,6 @@ def replay_command(
                 f"{pair.laps_sd.simulated_mean_s:.2f} s ({pair.laps_sd.simulated_off:+.0%}); the load was "
                 f"{pair.fcfs.load:.2f} and {pair.laps_sd.load:.2f}; an oracle would come to {pair.oracle:.2f}x"
             )
-        for llm in engines.values():
-            llm.llm_engine.engine_core.shutdown()
     shown = settings | {
         "model": Path(settings["model"]).name,
         "load": load,
