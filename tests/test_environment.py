@@ -114,3 +114,37 @@ def test_nothing_is_set_with_a_cuda_build(tmp_path: Path, version: str, expected
         [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == expected
+
+
+NUMBA = """
+import torch
+from numba import njit, prange
+
+@njit(parallel=True)
+def total(count):
+    found = 0
+    for each in prange(count):
+        found += each
+    return found
+
+before = torch.get_num_threads()
+assert total(10) == 45
+print(before, torch.get_num_threads())
+"""
+
+
+@cpu_only
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: numba has no second thread")
+@pytest.mark.parametrize("applied", [False, True])
+def test_numba_leaves_the_threads_of_attention_alone(applied: bool) -> None:
+    """As vLLM's n-gram method runs it, in the process of an engine with one thread."""
+    own = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"}
+    env = own | {"OMP_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "omp"}
+    if applied:
+        env |= wanted({})
+    run = subprocess.run(
+        [sys.executable, "-c", NUMBA], env=env, capture_output=True, text=True, check=True
+    )
+    before, after = run.stdout.split()
+    assert before == "1"
+    assert (after == before) == applied, "numba no longer sets them: the variable can go"

@@ -69,6 +69,9 @@ def wanted(
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "TORCH_LOGS": "-torch._library.triton",
         "PYTHONWARNINGS": ",".join(QUIET),
+        # vLLM's n-gram method runs numba, which sets OpenMP's threads for the whole process; attention's buffers, made
+        # for fewer, then overlap and decoding goes wrong without a word (vLLM 0.32).
+        "NUMBA_NUM_THREADS": "1",
     }
     libraries = preloads(Path(prefix), system)
     if libraries:

@@ -77,6 +77,8 @@ def _without_folders(value: Any) -> Any:
     """An option's value with files and directories by their names alone."""
     if isinstance(value, list):
         return [_without_folders(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
     return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
@@ -102,7 +104,11 @@ def _save_best(
             **origin,
             "options": {key: _without_folders(of) for key, of in identity.items()},
             "answers": [
-                {key: of for key, of in read_index(each).items() if key != "model"}
+                {
+                    key: _without_folders(of)
+                    for key, of in read_index(each).items()
+                    if key != "model"
+                }
                 for each in options.answers
             ],
             "steps": trainer.steps,
