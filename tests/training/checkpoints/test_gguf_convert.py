@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,9 @@ def model_of(name: str, **changes: Any) -> Any:
 def test_computes_what_the_model_computes(tmp_path: Path, name: str, kind: str) -> None:
     model = model_of(name)
     held = write_gguf(tmp_path / "model.gguf", model, kind)
+    before = dict(os.environ)
     convert_gguf(tmp_path / "model.gguf", tmp_path / "out", dtype="float32")
+    assert dict(os.environ) == before, "children inherit it"
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == held.keys()
     for key, tensor in held.items():

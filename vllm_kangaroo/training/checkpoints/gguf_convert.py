@@ -60,8 +60,8 @@ def convert_gguf(
         raise GgufError(f"--dtype {dtype} is none of auto, {', '.join(DTYPES)}; choose one")
     if out.exists() or out.is_symlink():
         raise GgufError(f"'{out}' is there already; name a new directory")
-    if not sys.stderr.isatty():  # read when tqdm is imported
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    if not sys.stderr.isatty():
+        _no_bars()
     file = read_gguf(source)
     with _quiet_transformers(), file.shared():
         told("reading configuration and tokenizer")
@@ -75,6 +75,17 @@ def convert_gguf(
             model.save_pretrained(folder)
             found.save_pretrained(folder)
     return model.config
+
+
+def _no_bars() -> None:
+    """No progress bars of tqdm's in this process, unless it has been imported. Children are to decide for themselves."""
+    if "TQDM_DISABLE" in os.environ:
+        return
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+    try:
+        import tqdm.auto  # noqa: F401
+    finally:
+        del os.environ["TQDM_DISABLE"]
 
 
 @contextmanager
