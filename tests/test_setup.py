@@ -18,6 +18,8 @@ from packaging.specifiers import SpecifierSet
 from tests.setup_clone import Clone, make_wheel
 from vllm_kangaroo.environment import is_cpu_build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

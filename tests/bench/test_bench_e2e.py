@@ -10,6 +10,8 @@ import pytest
 
 from vllm_kangaroo.bench.bench_results import BenchResult
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     ("writing", "Can you find me a bus to San Francisco?"),
     ("qa", "What is the weather like in San Francisco tomorrow?"),

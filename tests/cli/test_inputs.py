@@ -15,6 +15,8 @@ from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.training.adapter import on_policy
 
+pytestmark = pytest.mark.slow
+
 CASES = Path(__file__).parents[1] / "cases"
 WRONG = {
     "empty_conversation": "holds a conversation without a turn",

@@ -11,6 +11,8 @@ import pytest
 from vllm_kangaroo.bench.accepted import Origin
 from vllm_kangaroo.demo.demo_results import DemoResult
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = (
     "Can you find me a bus to San Francisco?",
     "A bakery sells 20 cakes a day for $8 each. How much money does it make in 5 days?",

@@ -18,6 +18,8 @@ from vllm_kangaroo.profile.draft_replay import Guesses, Record, Work, hispec, ka
 from vllm_kangaroo.profile.head_reader import Head, Reader
 from vllm_kangaroo.training.run.target import Target
 
+pytestmark = pytest.mark.slow
+
 
 def record(
     target: list[int],

@@ -23,6 +23,8 @@ from vllm_kangaroo.profile.profile_options import ProfileOptions
 from vllm_kangaroo.profile.profile_results import ProfileResult
 from vllm_kangaroo.profile.run import candidates
 
+pytestmark = pytest.mark.slow
+
 EXIT = AdapterConfig.load(Path(tiny_adapter())).exit_layer
 
 

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.training.data.documents import read_documents
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = EXAMPLES / "train_demo_adapter"
 

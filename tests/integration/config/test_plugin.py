@@ -12,9 +12,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.serving import environment
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.integration.config import plugin
+
+pytestmark = pytest.mark.slow
 
 DUMP = """
 import dataclasses, json, sys

@@ -20,6 +20,8 @@ from vllm_kangaroo import tiny_model
 from vllm_kangaroo.integration.config import plugin
 from vllm_kangaroo.integration.laps_sd.metrics import PREFIX
 
+pytestmark = pytest.mark.slow
+
 PACED = {"base_threshold_s": 1e-4, "max_wait_s": 100.0}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SERVED = {
     "bailing": "PipelineCut",
     "dbrx": "PipelineCut",

@@ -10,6 +10,8 @@ import pytest
 
 from vllm_kangaroo.environment import is_cpu_build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 ASK = """
 import sys

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from vllm_kangaroo.cli.main import app
 from vllm_kangaroo.integration.register import seams
 
+pytestmark = pytest.mark.slow
+
 
 def test_nothing_is_wrong_here() -> None:
     done = CliRunner().invoke(app, ["doctor"])

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from vllm_kangaroo import tiny_model
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import collections, functools, importlib, inspect, json, sys

@@ -27,6 +27,8 @@ from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.shards import FINAL, Answer, exit_key
 from vllm_kangaroo.training.run.target import Target
 
+pytestmark = pytest.mark.slow
+
 
 def make_answers(model: LlamaForCausalLM, folder: Path, count: int, seed: int) -> None:
     """Greedy answers of 20 tokens to random prompts, with their states, in two shards."""

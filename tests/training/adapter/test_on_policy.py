@@ -23,6 +23,8 @@ from vllm_kangaroo.training.adapter.train_adapter import _answer_identity, _run_
 from vllm_kangaroo.training.data.documents import DataError, read_documents
 from vllm_kangaroo.training.run.state import ResumeError
 
+pytestmark = pytest.mark.slow
+
 COUNT = 10
 
 

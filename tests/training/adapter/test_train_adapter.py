@@ -26,6 +26,8 @@ from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.cli.train import train_app
 from vllm_kangaroo.training.run.state import ResumeError
 
+pytestmark = pytest.mark.slow
+
 FILES = ["config.json", "curve.csv", "curve.png", "model.safetensors"]
 ERRORS = ("DataError", "TargetError", "ResumeError", "ShardingError", "ValidationError")
 SCRIPT = slow_script("adapter.adapter_trainer.AdapterTrainer")

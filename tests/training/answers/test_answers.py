@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.training.answers.shards import FINAL, INDEX_FILE, ShardError, exit_key, shards
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = 150
 
 

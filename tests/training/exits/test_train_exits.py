@@ -22,6 +22,8 @@ from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli.train import train_app
 from vllm_kangaroo.training.run.target import TargetError
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = slow_script("exits.exit_trainer.ExitTrainer")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 

@@ -14,6 +14,8 @@ import torch
 from tests.training.models import make_gemma, make_llama
 from tests.training.run.sharded_worker import RESULT, TARGETS, train
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"llama": make_llama, "gemma": make_gemma}
 
 
