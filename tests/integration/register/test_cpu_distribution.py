@@ -73,7 +73,6 @@ def test_nothing_answers_for_a_vllm_that_is_not_there(tmp_path: Path):
     assert ask(tmp_path) == ["0 True", "not found", "not found"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not is_cpu_build(), reason="the CPU build of vLLM is not installed")
 def test_vllms_own_command_gets_the_answer(tmp_path: Path):
     group = "vllm.platform_plugins"
