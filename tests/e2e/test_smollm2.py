@@ -18,7 +18,6 @@ from vllm_kangaroo.bench.prompts import Prompt, encode, load_prompts
 from vllm_kangaroo.demo import smollm2
 from vllm_kangaroo.demo.models import SMOLLM2
 
-EXIT_LAYER = 10
 SHAPE: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 4}
 
 
@@ -69,9 +68,9 @@ def test_answers_end_and_drafting_changes_none(model: str, engines: Engines) -> 
     assert "Paris" in plain[0].outputs[0].text
     assert plain[0].outputs[0].finish_reason == "stop"
     assert plain[0].outputs[0].token_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    # Not trained for exits, it agrees with itself now and then at best.
-    options = {"exit_layer": EXIT_LAYER, "num_speculative_tokens": 3, "confidence_threshold": 0.0}
-    drafting = engines.kangaroo(options=options, model=model, **SHAPE)
-    with drafting.drafting():
+    config = {"method": "kangaroo", **smollm2.drafting()["kangaroo"]}
+    drafting = engines.get(speculative_config=config, model=model, **SHAPE)
+    with drafting.drafting() as gain:
         outputs = drafting.generate(prompts, max_tokens=64)
     assert tokens_of(outputs) == tokens_of(plain)
+    assert gain.totals.accepted > 0.2 * gain.totals.drafted, "the adapter does not fit the model"
