@@ -6,6 +6,7 @@ refused here: rotary scaling, tensors that it has no place for, and parameters t
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -83,7 +84,7 @@ def _no_bars() -> None:
         return
     os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     try:
-        import tqdm.auto  # noqa: F401
+        importlib.import_module("tqdm.auto")
     finally:
         del os.environ["TQDM_DISABLE"]
 
