@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.adapters.test_reference import make_adapter, make_config
+from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
@@ -81,6 +82,22 @@ def test_every_option_reaches_the_plan(tmp_path: Path) -> None:
         confidence_threshold=0.4,
         tokens_per_round=3,
     )
+
+
+def test_adapters_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    adapter_at(tmp_path / "d", 2)
+    adapter_at(tmp_path / "v", 7)
+    found = plan(draft_adapter="~/d", verify_adapter="~/v")
+    assert found.adapters == (str(tmp_path / "d"), str(tmp_path / "v"))
+
+
+def test_the_threshold_is_by_the_draft_adapters_calibration(tmp_path: Path) -> None:
+    ours = Calibration(slope=0.5, offset=-1.0)
+    draft = adapter_at(tmp_path / "d", 2, calibration=ours)
+    verify = adapter_at(tmp_path / "v", 7, calibration=Calibration(slope=2.0, offset=1.0))
+    found = plan(draft_adapter=draft, verify_adapter=verify, confidence_threshold=0.4)
+    assert found.confidence_threshold == ours.confidence(0.4) != 0.4
 
 
 def test_an_adapter_brings_its_exit(tmp_path: Path) -> None:
