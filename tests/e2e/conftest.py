@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.engines import Engines
+from vllm_kangaroo.integration.inspect import peers
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,6 @@ def engines() -> Iterator[Engines]:
 
 @pytest.fixture(autouse=True)
 def no_llvmlite_in_sight() -> Iterator[None]:
-    """vLLM's n-gram method imports numba, and the start of another engine in the process then fails.
-
-    vLLM 0.32 looks through all loaded modules for Triton kernels and stumbles over an object of llvmlite's that has
-    whatever attribute it is asked for.
-    """
+    """Engines are started by tests and not through :func:`peers.without_numba_in_sight`, which says why."""
     yield
-    sys.modules.pop("llvmlite.binding.ffi", None)
+    sys.modules.pop(peers.TROUBLE, None)

@@ -91,7 +91,7 @@ class _Drafter:
         """``[M, V]``, minus infinity for tokens that the head does not know."""
         logits = self._target.logits(hidden)
         if self._left_out is not None:
-            logits = logits.masked_fill(self._left_out[: logits.shape[-1]], -torch.inf)
+            logits = logits.masked_fill(self._left_out, -torch.inf)
         return logits
 
 

@@ -100,25 +100,25 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         slots = ladder.slots([batch.req_ids[row] for row in sampled])
         ladder.rewind(slots, newest)
         resting = ladder.settle(slots, newest)
-        rooms = np.empty(len(sampled), dtype=np.int64)
+        limits = np.empty(len(sampled), dtype=np.int64)
         stop_ids = []
         for at, row in enumerate(sampled):
             params = self.requests[batch.req_ids[row]].sampling_params
             # Not all_stop_token_ids: that names the end of text even where the request ignores it.
             stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
-            rooms[at] = max(0, self._room(int(newest[at]), int(row), params))
+            limits[at] = max(0, self._useful_drafts(int(newest[at]), int(row), params))
             if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
-                rooms[at] = 0
-        rooms[~resting] = 0
+                limits[at] = 0
+        limits[~resting] = 0
         plan = self.drafter.plan
         looked_up = self.drafter.look_up(
-            sampled, newest, np.minimum(rooms, plan.lookup_tokens), stop_ids
+            sampled, newest, np.minimum(limits, plan.lookup_tokens), stop_ids
         )
         for at, token_ids in enumerate(looked_up):
             if token_ids:
                 drafts[sampled[at]] = token_ids
-                rooms[at] = 0
-        which = np.flatnonzero(rooms > 0)
+                limits[at] = 0
+        which = np.flatnonzero(limits > 0)
         if not len(which):
             return drafts
         rows = sampled[which]
@@ -127,7 +127,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             slots=slots[which],
             starts=newest[which],
             token_ids=[sampled_token_ids[row][-1] for row in rows],
-            limits=np.minimum(rooms[which], plan.num_speculative_tokens),
+            limits=np.minimum(limits[which], plan.num_speculative_tokens),
             stop_ids=[stop_ids[at] for at in which],
             memory=self.drafter.memory(rows, newest[which]),
         )
@@ -158,16 +158,16 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             spec_decode_metadata.draft_token_ids,
         )
 
-    def _room(self, newest: int, row: int, params: Any) -> int:
+    def _useful_drafts(self, newest: int, row: int, params: Any) -> int:
         """Most drafts that can still be of use: the model's length and ``max_tokens`` end a request first."""
-        room = self.max_model_len - 2 - newest
+        most = self.max_model_len - 2 - newest
         produced = newest + 1 - int(self.input_batch.num_prompt_tokens[row])
         if params.max_tokens is not None:
-            room = min(room, params.max_tokens - produced - 1)
+            most = min(most, params.max_tokens - produced - 1)
         if produced < params.min_tokens:
             # vLLM forbids the token after the last draft to stop if the step begins below the minimum.
-            room = min(room, params.min_tokens - produced - 1)
-        return room
+            most = min(most, params.min_tokens - produced - 1)
+        return most
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         # vLLM zeroes the drafts of the whole batch when one request nears the length limit; ours are limited one by one.

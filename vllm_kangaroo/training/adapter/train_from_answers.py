@@ -102,13 +102,11 @@ def _save_best(
         calibration, errors = _calibrate([tried[layer] for _, tried in by_draft])
         training = {
             **origin,
-            "options": {key: _without_folders(of) for key, of in identity.items()},
+            "options": _without_folders(identity),
             "answers": [
-                {
-                    key: _without_folders(of)
-                    for key, of in read_index(each).items()
-                    if key != "model"
-                }
+                _without_folders(
+                    {key: of for key, of in read_index(each).items() if key != "model"}
+                )
                 for each in options.answers
             ],
             "steps": trainer.steps,
@@ -124,7 +122,8 @@ def _save_best(
             training,
             options.model_type,
             None if vocab is None else len(vocab),
-        ).model_copy(update={"calibration": calibration})
+            calibration,
+        )
         save_adapter(trainee.adapter, config, options.out_of(layer))
         agreement = ", ".join(f"{each['top1_agreement']:.3f}" for each in figures)
         console.print(f"exit {layer}: agreement by draft {agreement}")

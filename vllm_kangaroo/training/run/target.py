@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import norm_fingerprint
 from vllm_kangaroo.adapters.config import (
     KINDS,
@@ -156,6 +157,7 @@ class Target:
         training: dict[str, Any],
         model_type: ModelType = "kangaroo_adapter",
         draft_vocab_size: int | None = None,
+        calibration: Calibration | None = None,
     ) -> AdapterConfig:
         """The config of an adapter at an exit; a feed-forward part has the size of the target's."""
         config = self.config
@@ -167,6 +169,7 @@ class Target:
                 config.intermediate_size if KINDS[model_type].feed_forward else None
             ),
             draft_vocab_size=draft_vocab_size,
+            calibration=calibration,
             exit_layer=exit_layer,
             hidden_size=config.hidden_size,
             num_attention_heads=heads,
