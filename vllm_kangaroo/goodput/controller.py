@@ -1,0 +1,284 @@
+"""Decides, step by step, who drafts and how much.
+
+A draft is taken while it is expected to bring more tokens a second than verifying now. All time comes from a clock that
+is passed in, and what is decided depends on nothing but what was observed, so that a simulation can drive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
+from vllm_kangaroo.goodput.cost_model import CostModel, Load
+from vllm_kangaroo.goodput.draft_round import DraftRound, Verification
+from vllm_kangaroo.goodput.evidence import Evidence
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
+from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
+from vllm_kangaroo.goodput.least_squares import Floats
+from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
+from vllm_kangaroo.goodput.observations import Observations
+from vllm_kangaroo.goodput.pending import PendingDrafts
+from vllm_kangaroo.goodput.probes import ProbeBudget
+from vllm_kangaroo.goodput.reliability import Reliability
+from vllm_kangaroo.goodput.small_round import FEW, SmallRound
+
+NOBODY = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(slots=True)
+class _Cached:
+    key: tuple[int, int, int, bytes]
+    plan: LengthPlan
+    chains: Floats
+    uses: int = 0
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Who drafts in a step."""
+
+    requests: Ints
+    """Their places among those that were asked about."""
+    limits: Ints
+    """Most drafts of each, ``[requests]``."""
+    round: DraftRound | SmallRound | None
+    """None if nobody does."""
+
+
+class GoodputController:
+    """Goodput control of one engine.
+
+    Args:
+        most: most drafts of a request.
+        clock: seconds, by which draft passes are timed.
+    """
+
+    REUSED = 8
+    """Steps for which a plan holds, as long as the same requests run."""
+    EXPLAIN_EVERY = 32
+    """Steps without drafts between two answers to the question whether the load is why."""
+
+    def __init__(
+        self,
+        costs: CostModel,
+        acceptance: AcceptanceModel,
+        reliability: Reliability,
+        options: GoodputOptions,
+        *,
+        most: int,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.costs, self.acceptance, self.reliability = costs, acceptance, reliability
+        self.most = most
+        self.clock = clock
+        self.stats = GoodputStats(lengths=[0] * (most + 1))
+        self.probes = ProbeBudget(options.probe_share)
+        self.goodput = 0.0
+        """Expected tokens a second of the newest step."""
+        self._margin = options.start_margin
+        self._drafting = False
+        self._explained = 0
+        self._why = Off.ACCEPTANCE
+        self._pending = PendingDrafts(most)
+        self._evidence = Evidence()
+        self._cached: _Cached | None = None
+
+    def observe(self, seen: Observations, tokens: int) -> None:
+        """Learn what the last step showed.
+
+        Args:
+            tokens: that it brought.
+        """
+        if seen.verify is not None:
+            self._compare(seen, tokens)
+        seen.teach(self.costs)
+
+    def _compare(self, seen: Observations, tokens: int) -> None:
+        assert seen.verify is not None
+        seconds, load, width, drafted = seen.verify
+        predicted, stats = self.costs.verify(load, width, drafted=drafted), self.stats
+        drafting = sum(each[0] for each in (*seen.drafts, *seen.checks))
+        drafting += seen.around[0] if seen.around is not None else 0.0
+        error = abs(predicted - seconds)
+        stats.steps += 1
+        stats.seconds += seconds + drafting
+        stats.predicted_seconds += predicted + drafting
+        stats.error_seconds += error
+        stats.relative_errors += error / max(seconds, 1e-9)
+        stats.tokens += tokens
+        self.probes.earn(seconds + drafting, drafted=drafted)
+
+    def open(self, slot: int) -> None:
+        """A request begins, under a number that may have been another's."""
+        self.acceptance.open(slot)
+        self._pending.reserve(slot + 1)
+        self._pending.lengths[slot] = 0
+
+    def verified(self, slots: Ints, contexts: Ints, verified: Ints, accepted: Ints) -> None:
+        """Learn from a verification.
+
+        Args:
+            slots, contexts: of requests that got tokens.
+            verified: drafts of each that were verified, which may be fewer than were made.
+            accepted: how many of them were accepted.
+        """
+        made, confidences = self._pending.take(slots)
+        drafted = np.minimum(made, verified)
+        own = np.flatnonzero(drafted)
+        if not len(own):
+            return
+        drafted = drafted[own]
+        accepted = np.minimum(accepted[own], drafted)
+        self.stats.accepted += int(accepted.sum())
+        if self._evidence.add(slots[own], contexts[own], drafted, accepted, confidences[own]):
+            self._evidence.teach(self.acceptance, self.reliability)
+            self._cached = None
+
+    def choose(
+        self,
+        load: Load,
+        slots: Ints,
+        contexts: Ints,
+        limits: Ints,
+        *,
+        tokens: int = 0,
+        expected: float = 0.0,
+    ) -> Chosen:
+        """Who drafts in this step.
+
+        Args:
+            load: of the next verification.
+            slots, contexts, limits: of requests that may draft, ``[requests]``; most drafts of each.
+            tokens, expected: drafts of other requests that are settled already, and how many are expected to be accepted.
+        """
+        can = np.flatnonzero(limits > 0)
+        verification = Verification(load, load.requests + tokens, load.requests + expected)
+        cached = self._plan(verification, slots[can], contexts[can], limits[can])
+        plan = cached.plan
+        chosen = plan.order[: self._worth(plan)]
+        self._drafting = bool(len(chosen))
+        self.goodput = plan.goodput if self._drafting else plan.plain
+        if len(chosen) == len(can):
+            chosen = self._measured(plan, chosen)
+        else:
+            chosen = self._probed(plan, chosen, load, contexts[can])
+        self._account(chosen, plan, load, can)
+        if not len(chosen):
+            return Chosen(NOBODY, NOBODY, None)
+        if len(chosen) == len(can):
+            who, chains = can, cached.chains
+        else:
+            own = np.sort(chosen)
+            who, chains = can[own], cached.chains[own]
+        kind = SmallRound if len(who) <= FEW else DraftRound
+        drafting = kind(
+            self.costs,
+            self.reliability,
+            verification,
+            slots[who],
+            contexts[who],
+            limits[who],
+            chains,
+            self.clock,
+        )
+        return Chosen(who, limits[who], drafting)
+
+    def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> _Cached:
+        """The newest plan, if nothing that matters is otherwise: the requests, what is known of them, and their load."""
+        key = (now.load.requests, now.load.prompt_tokens, now.tokens, slots.tobytes())
+        cached = self._cached
+        if cached is not None and cached.key == key and cached.uses < self.REUSED:
+            cached.uses += 1
+            return cached
+        chains = self.acceptance.chains(slots, contexts)
+        plan = plan_lengths(
+            self.costs, now.load, now.tokens, now.expected, contexts, limits, chains
+        )
+        self._cached = cached = _Cached(key, plan, chains)
+        return cached
+
+    def end(self, chosen: Chosen) -> None:
+        """What was chosen has been drafted."""
+        done = chosen.round
+        if done is None:
+            return
+        done.end()
+        self._pending.put(done.slots, done.lengths, done.confidences)
+        self.stats.expected += done.verification.expected - done.settled
+        for length, count in enumerate(np.bincount(done.lengths, minlength=self.most + 1)):
+            self.stats.lengths[length] += int(count)
+
+    def leave_out(self, why: Off, requests: int) -> None:
+        """So many requests get no drafts, whatever would pay."""
+        self.stats.off[why] += requests
+        self.stats.lengths[0] += requests
+
+    def _worth(self, plan: LengthPlan) -> int:
+        margin = 1.0 if self._drafting else 1.0 + self._margin
+        return plan.requests if plan.goodput > plan.plain * margin else 0
+
+    def _probed(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
+        """The chosen, and some of the others now and then: what is not drafted says nothing of itself."""
+        if not self.probes.affordable:
+            return chosen
+        others = plan.order[len(chosen) :]
+        some = self.probes.turn(np.sort(others))
+        if not len(some):
+            return chosen
+        costs, count = self.costs, len(chosen)
+        kv_tokens, more = float(contexts[chosen].sum()), float(contexts[some].sum())
+        cost = costs.draft(count + len(some), kv_tokens + more)
+        if count:
+            cost -= costs.draft(count, kv_tokens)
+        else:
+            cost += costs.overhead(len(some))
+            cost -= plan.plain_seconds - costs.verify(load, load.requests, drafted=True)
+        width = load.requests + count * plan.length
+        cost += costs.verify(load, width + len(some), drafted=True)
+        cost -= costs.verify(load, width, drafted=True)
+        if not self.probes.spend(cost):
+            return chosen
+        self.stats.probes += 1
+        return np.concatenate((chosen, some))
+
+    def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
+        """The chosen, or now and then nobody: what a step without drafts takes is known from such steps alone."""
+        if not len(chosen) or not self.probes.plain_due:
+            return chosen
+        lost = plan.plain_seconds * (1.0 - plan.plain / plan.goodput)
+        if not self.probes.spend(lost):
+            return chosen
+        self.stats.measured += 1
+        return NOBODY
+
+    def _account(self, chosen: Ints, plan: LengthPlan, load: Load, can: Ints) -> None:
+        left = len(can) - len(chosen)
+        if not left:
+            return
+        self.stats.lengths[0] += left
+        if self._drafting and not len(chosen):
+            self.stats.off[Off.MEASURING] += left
+            return
+        if self._explained <= 0:
+            self._explained = self.EXPLAIN_EVERY
+            self._why = Off.LOAD if self._pays_alone(load) else Off.ACCEPTANCE
+        self._explained -= 1
+        self.stats.off[self._why] += left
+
+    def _pays_alone(self, load: Load) -> bool:
+        """Whether a request like all others would draft if it had the engine for itself."""
+        context = load.kv_tokens // max(load.requests, 1)
+        alone = plan_lengths(
+            self.costs,
+            Load(1, context),
+            1,
+            1.0,
+            np.array([context]),
+            np.array([self.most]),
+            self.acceptance.by_position[None, :],
+        )
+        return alone.goodput > alone.plain

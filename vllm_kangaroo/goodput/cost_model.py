@@ -1,0 +1,139 @@
+"""What a step takes: verification, draft passes, intermediate passes, and what a round costs around them.
+
+SmartSpec's step times are linear in tokens, KV tokens read and requests (arXiv 2406.14066, section 4). Ours are linear in a
+timed curve over tokens besides, since a pass over four tokens often takes as long as one over a single token.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_kangaroo.goodput.cost_profile import CostProfile, Curve
+from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a verification runs over, beside the drafts that are decided on."""
+
+    requests: int
+    """That get a token at least."""
+    kv_tokens: int = 0
+    """Positions whose keys and values are read, summed over requests."""
+    prompt_tokens: int = 0
+
+
+class PassCost:
+    """Seconds of one kind of pass: ``fixed + scale·curve(tokens) + a·tokens + b·kv_tokens``, a few features beside."""
+
+    def __init__(self, curve: Curve, *, timed: bool, around: float, others: int = 0) -> None:
+        """Begin from a curve.
+
+        Args:
+            timed: whether the curve was measured.
+            around: how much longer than the curve a pass may take, in units of its first point.
+            others: further features.
+        """
+        self._tokens, self._seconds = curve.arrays()
+        self._sizes: list[float] = self._tokens.tolist()
+        self._begins: list[float] = self._seconds.tolist()
+        self._slopes: list[float] = (np.diff(self._seconds) / np.diff(self._tokens)).tolist()
+        unit = curve.seconds[0]
+        prior = [0.1 * around * unit, 1.0, 0.0, 0.0, *[0.0] * others]
+        spread = [around * unit, 0.3 if timed else 3.0, 0.05 * unit, 1e-4 * unit]
+        self.fit = LeastSquares(prior, [*spread, *[0.3 * unit] * others], least=0.05 * unit)
+
+    def _curve(self, tokens: float) -> float:
+        at = min(max(bisect_right(self._sizes, tokens) - 1, 0), len(self._slopes) - 1)
+        return self._begins[at] + max(0.0, tokens - self._sizes[at]) * self._slopes[at]
+
+    def seconds(self, tokens: float, kv_tokens: float, *others: float) -> float:
+        """Of one pass. Plain numbers: it is asked several times a step, and a step may be short."""
+        fixed, scale, each, kv, *more = self.fit.coefficients
+        found = fixed + scale * self._curve(tokens) + each * tokens + kv * kv_tokens
+        for coefficient, feature in zip(more, others, strict=True):
+            found += coefficient * feature
+        return found
+
+    def along(self, tokens: Floats, kv_tokens: Floats | float, *others: float) -> Floats:
+        """Of passes over each of ``tokens``, of any shape."""
+        fixed, scale, each, kv, *more = self.fit.coefficients
+        for coefficient, feature in zip(more, others, strict=True):
+            fixed += coefficient * feature
+        found: Floats = scale * np.interp(tokens, self._tokens, self._seconds)
+        found += each * tokens
+        found += fixed + kv * kv_tokens
+        return found
+
+    def observe(self, seconds: float, tokens: float, kv_tokens: float, *others: float) -> None:
+        """A pass took so long."""
+        features = (1.0, self._curve(tokens), tokens, kv_tokens, *others)
+        self.fit.observe(np.array(features, dtype=np.float64), seconds)
+
+
+class CostModel:
+    """Costs of one engine, begun from a profile and kept up by observations."""
+
+    def __init__(self, profile: CostProfile) -> None:
+        timed = profile.timed
+        self._verify = PassCost(profile.verify, timed=timed, around=2.0, others=3)
+        draft = profile.draft or profile.verify
+        self._draft = PassCost(draft, timed=timed, around=1.0)
+        self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
+        unit = profile.verify.seconds[0]
+        self._overhead = LeastSquares(
+            (0.05 * unit, 0.0), (0.2 * unit, 0.02 * unit), least=0.05 * unit
+        )
+
+    def verify(self, load: Load, tokens: int, *, drafted: bool) -> float:
+        """A step besides drafting, over ``tokens`` of requests that decode: the engine's part of it included.
+
+        Args:
+            drafted: whether there are drafts among them, so that the model is run tier by tier.
+        """
+        every = tokens + load.prompt_tokens
+        rest = (float(load.requests), float(load.prompt_tokens), float(drafted))
+        return self._verify.seconds(every, load.kv_tokens, *rest)
+
+    def verify_along(self, load: Load, tokens: Floats) -> Floats:
+        """The same with drafts, of each of ``tokens``."""
+        rest = (float(load.requests), float(load.prompt_tokens), 1.0)
+        return self._verify.along(tokens + load.prompt_tokens, load.kv_tokens, *rest)
+
+    def draft(self, requests: float, kv_tokens: float) -> float:
+        """A draft pass."""
+        return self._draft.seconds(requests, kv_tokens)
+
+    def draft_along(self, requests: Floats, kv_tokens: Floats) -> Floats:
+        """Draft passes over each of so many requests."""
+        return self._draft.along(requests, kv_tokens)
+
+    def check(self, tokens: float, kv_tokens: float) -> float:
+        """An intermediate verification."""
+        return self._check.seconds(tokens, kv_tokens)
+
+    def overhead(self, requests: float) -> float:
+        """What a round of drafting takes beside its passes."""
+        fixed, each = self._overhead.coefficients
+        return fixed + each * requests
+
+    def observe_verify(self, seconds: float, load: Load, tokens: int, *, drafted: bool) -> None:
+        """A step besides drafting took so long."""
+        every = tokens + load.prompt_tokens
+        rest = (float(load.requests), float(load.prompt_tokens), float(drafted))
+        self._verify.observe(seconds, every, load.kv_tokens, *rest)
+
+    def observe_draft(self, seconds: float, requests: float, kv_tokens: float) -> None:
+        """A draft pass took so long."""
+        self._draft.observe(seconds, requests, kv_tokens)
+
+    def observe_check(self, seconds: float, tokens: float, kv_tokens: float) -> None:
+        """An intermediate verification took so long."""
+        self._check.observe(seconds, tokens, kv_tokens)
+
+    def observe_overhead(self, seconds: float, requests: float) -> None:
+        """A round took so much longer than its passes."""
+        self._overhead.observe(np.array((1.0, float(requests))), max(0.0, seconds))

@@ -1,0 +1,42 @@
+"""What verifications say, gathered over a few steps before it is learnt from: that costs about the same for many as for one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
+from vllm_kangaroo.goodput.least_squares import Floats
+from vllm_kangaroo.goodput.reliability import Reliability
+
+
+class Evidence:
+    """Verifications of drafts that nothing has been learnt from yet."""
+
+    ROWS = 16
+    """Requests' verifications after which it is learnt from them."""
+    STEPS = 8
+    """Steps after which it is all the same."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Ints, Ints, Ints, Ints, Floats]] = []
+        self._count = 0
+
+    def add(
+        self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats
+    ) -> bool:
+        """Take in one step's; whether it is time to learn."""
+        self._rows.append((slots, contexts, drafted, accepted, confidences))
+        self._count += len(slots)
+        return self._count >= self.ROWS or len(self._rows) >= self.STEPS
+
+    def teach(self, acceptance: AcceptanceModel, reliability: Reliability) -> None:
+        """Let the models learn all of it."""
+        columns = zip(*self._rows, strict=True)
+        slots, contexts, drafted, accepted, confidences = map(np.concatenate, columns)
+        places = np.arange(confidences.shape[1])
+        seen = places < np.minimum(accepted + 1, drafted)[:, None]
+        right = places < accepted[:, None]
+        reliability.learn(confidences[seen], right[seen])
+        probabilities = reliability.probabilities(confidences.ravel()).reshape(confidences.shape)
+        acceptance.learn(slots, contexts, drafted, accepted, probabilities)
+        self._rows, self._count = [], 0

@@ -1,0 +1,119 @@
+"""Least squares that follow a stream of observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class LeastSquares:
+    """Recursive least squares with forgetting, about a prior that is not forgotten; no coefficient below zero.
+
+    Kept as information matrix and vector rather than as a covariance, which would grow without bound in directions that
+    a steady load never shows. Errors count relative to the value that is expected. Values far above what is expected are
+    left out unless they stay: a page fault or another process must not bend the model, a slower machine must.
+
+    Args:
+        prior: coefficients before anything is observed.
+        spread: how far each may be off, a standard deviation.
+        forgetting: what is left of an observation's weight after each further one.
+        noise: relative standard deviation of an observation.
+        least: value below which it is that of this one: what is next to nothing need not be known to a hundredth.
+    """
+
+    OUTLIER = 3.0
+    """Times the expected value."""
+    STAYING = 4
+    """Outliers in a row that are believed."""
+    AFTER_CHANGE = 0.05
+    """What is left of the weight of all that was observed before these."""
+    SETTLED = 32
+    """Observations after which coefficients are worked out anew every :data:`EVERY` of them only."""
+    EVERY = 8
+    TAKEN = 4
+    """Of how many observations one is taken in by then: each costs some time, and the step that it is of may be short."""
+
+    def __init__(
+        self,
+        prior: Sequence[float],
+        spread: Sequence[float],
+        forgetting: float = 0.98,
+        noise: float = 0.1,
+        least: float = 1e-9,
+    ) -> None:
+        self.values: Floats = np.array(prior, dtype=np.float64)
+        self.coefficients: list[float] = self.values.tolist()
+        """The same as plain numbers."""
+        self.observations = 0
+        self._prior_information = np.diag(1.0 / np.square(np.array(spread, dtype=np.float64)))
+        self._prior_moment = self._prior_information @ self.values
+        self._information = np.zeros_like(self._prior_information)
+        self._moment = np.zeros_like(self.values)
+        self._forgetting = forgetting
+        self._noise = noise
+        self._least = least
+        self._outliers = 0
+        self._unsolved = 0
+        self._skipped = 0
+
+    def predict(self, features: Floats) -> float:
+        """The expected value at ``[n]`` features."""
+        return float(features @ self.values)
+
+    def observe(self, features: Floats, value: float) -> None:
+        """Take in one value at ``[n]`` features."""
+        self._skipped += 1
+        if self._skipped < self.TAKEN and self.observations > self.SETTLED:
+            return
+        self._skipped = 0
+        expected = max(float(features @ self.values), self._least)
+        if self.observations >= self.EVERY and value > self.OUTLIER * expected:
+            self._outliers += 1
+            if self._outliers < self.STAYING:
+                return
+            self._information *= self.AFTER_CHANGE
+            self._moment *= self.AFTER_CHANGE
+        else:
+            self._outliers = 0
+        weighted = features * (1.0 / (self._noise * expected) ** 2)
+        self._information *= self._forgetting
+        self._information += np.multiply.outer(weighted, features)
+        self._moment *= self._forgetting
+        self._moment += weighted * value
+        self.observations += 1
+        self._unsolved += 1
+        wrong = abs(value - expected) > self._noise * expected
+        if wrong or self.observations < self.SETTLED or self._unsolved >= self.EVERY:
+            self._solve()
+
+    def _solve(self) -> None:
+        self._unsolved = 0
+        information = self._prior_information + self._information
+        moment = self._prior_moment + self._moment
+        found = _solved(information, moment)
+        if (found < 0.0).any():
+            found = self._without_negative(information, moment, found)
+        self.values, self.coefficients = found, found.tolist()
+
+    @staticmethod
+    def _without_negative(information: Floats, moment: Floats, found: Floats) -> Floats:
+        """With those that would be below zero at zero, and the others at their best beside these."""
+        free = np.ones(len(found), dtype=bool)
+        while (found < 0.0).any():
+            free &= found >= 0.0
+            found = np.zeros_like(found)
+            found[free] = _solved(information[np.ix_(free, free)], moment[free])
+        return found
+
+
+def _solved(information: Floats, moment: Floats) -> Floats:
+    """The solution of ``information @ x = moment``, features of whatever size."""
+    size = np.sqrt(np.diagonal(information))
+    scaled = information / np.multiply.outer(size, size)
+    scaled.flat[:: len(size) + 1] += 1e-10  # features that have always gone together
+    found: Floats = np.linalg.solve(scaled, moment / size) / size
+    return found

@@ -1,0 +1,66 @@
+"""What may be spent on finding out: a share of the time and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vllm_kangaroo.goodput.acceptance import Ints
+
+PROBED = 4
+"""Requests that are tried at once, at most."""
+PLAIN_EVERY = 64
+"""Steps with drafts after which one without is due."""
+SAVED = 8
+"""Probes that can be saved up for, at the cost of the dearest of late."""
+
+
+class ProbeBudget:
+    """Seconds that probes may cost: all of them ``share`` of the time, and what can be saved up for, at the most.
+
+    A probe is paid at what it is predicted to cost, as if none of its drafts were accepted.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._saved = float("inf") if share else 0.0
+        self._most = 0.0
+        self._wanted = 0.0
+        self._next = 0
+        self._drafted_in_a_row = 0
+
+    @property
+    def affordable(self) -> bool:
+        """Whether there may be enough for a probe like the last one that there was not enough for."""
+        return self._saved >= 0.5 * self._wanted
+
+    @property
+    def plain_due(self) -> bool:
+        """Whether no step without drafts has been timed for long."""
+        return self._drafted_in_a_row >= PLAIN_EVERY
+
+    def earn(self, seconds: float, *, drafted: bool) -> None:
+        """A step has taken so long."""
+        self._saved += self._share * seconds
+        if self._most:
+            self._saved = min(self._saved, self._most)
+        self._drafted_in_a_row = self._drafted_in_a_row + 1 if drafted else 0
+
+    def spend(self, seconds: float) -> bool:
+        """Pay for a probe, if there is enough."""
+        cost = max(0.0, seconds)
+        self._most = max(0.98 * self._most, SAVED * cost)
+        self._saved = min(self._saved, self._most)
+        if not self._share or cost > self._saved:
+            self._wanted = cost
+            return False
+        self._saved -= cost
+        return True
+
+    def turn(self, others: Ints) -> Ints:
+        """Which of the requests that do not draft are to be tried next; each has its turn."""
+        count = len(others)
+        if count <= PROBED:
+            return others
+        which = (self._next + np.arange(PROBED)) % count
+        self._next += PROBED
+        return others[np.sort(which)]
