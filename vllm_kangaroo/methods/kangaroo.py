@@ -103,6 +103,7 @@ KANGAROO = Method(
     options=KangarooOptions,
     propose="vllm_kangaroo.drafting.kangaroo:propose",
     choosers={1: DRAFT_EXIT},
+    on_v2=True,
     search="vllm_kangaroo.profile.kangaroo_search",
     plot_colour="C0",
 )

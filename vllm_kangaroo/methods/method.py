@@ -34,6 +34,9 @@ class Method:
     drafting_only: frozenset[str] = frozenset()
     """Fields of its plan that change no compiled pass, beside those that all methods have."""
 
+    on_v2: bool = False
+    """Whether vLLM's V2 model runner serves it too."""
+
     search: str | None = None
     """By what ``profile`` tries its settings, a :class:`vllm_kangaroo.profile.method_search.MethodSearch`, as
     ``package.module``; None leaves the method out of profiles."""

@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 
 from vllm_kangaroo.integration.config.architectures import names_of
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
-from vllm_kangaroo.integration.config.refusals import WORKERS
+from vllm_kangaroo.integration.config.refusals import WORKERS, WORKERS_V2
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 
@@ -27,6 +27,15 @@ class EarlyExitVllmConfig(PluginVllmConfig):
     def num_lookahead_tokens(self) -> int:
         """KV slots past the scheduled tokens that drafting writes."""
         return self.num_speculative_tokens
+
+
+class EarlyExitV2VllmConfig(PluginVllmConfig):
+    """The same for the V2 runner, where a last pass without a head writes one slot more."""
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """KV slots past the scheduled tokens that drafting writes."""
+        return self.num_speculative_tokens + 1
 
 
 def plan_of(vllm_config: VllmConfig) -> EarlyExitPlan:
@@ -60,17 +69,33 @@ def target_shape(model: ModelConfig) -> TargetShape:
 
 
 def speculative_config(
-    plan: EarlyExitPlan, model: ModelConfig, parallel: ParallelConfig
+    plan: EarlyExitPlan, model: ModelConfig, parallel: ParallelConfig, *, on_v2: bool = False
 ) -> SpeculativeConfig:
-    """The config vLLM runs: its open door for drafters from outside, leading to our proposer and worker."""
-    parallel.worker_cls = WORKERS[current_platform.device_type]
-    return SpeculativeConfig(
+    """The config vLLM runs: its open door for drafters from outside, leading to our proposer and worker.
+
+    On V2 that door is shut. There the config is that of a draft model which is the target itself; the worker sees to it that
+    our speculator is made in its place.
+    """
+    workers = WORKERS_V2 if on_v2 else WORKERS
+    parallel.worker_cls = workers[current_platform.device_type]
+    config = SpeculativeConfig(
         method="custom_class",
         model=PROPOSER,
         num_speculative_tokens=plan.most_tokens,
         target_model_config=model,
         target_parallel_config=parallel,
     )
+    if on_v2:
+        config.method = "draft_model"
+        config.model = model.model
+        config.draft_sample_method = plan.draft_sample_method
+    return config
+
+
+def is_on_v2(vllm_config: VllmConfig) -> bool:
+    """Whether an early-exit engine runs on the V2 model runner."""
+    config = vllm_config.speculative_config
+    return config is not None and config.method == "draft_model"
 
 
 def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
@@ -85,6 +110,8 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
             f"additional_config={additional!r} must be a dictionary for early-exit drafting: pass one, or leave it out."
         )
     vllm_config.additional_config = additional | {PLAN_KEY: plan.model_dump(mode="json")}
+    if is_on_v2(vllm_config):
+        return _finish_v2(vllm_config)
     compilation = vllm_config.compilation_config
     if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE) and current_platform.is_cuda():
         logger.warning(
@@ -97,4 +124,29 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
     if parallel.distributed_executor_backend == "mp":
         parallel.distributed_executor_backend = EXECUTOR
     vllm_config.__class__ = EarlyExitVllmConfig
+    return vllm_config
+
+
+def _finish_v2(vllm_config: VllmConfig) -> VllmConfig:
+    if not vllm_config.use_v2_model_runner:
+        raise OptionError(
+            "Early-exit drafting was configured for vLLM's V2 model runner, which vLLM does not take for this engine: set "
+            "VLLM_USE_V2_MODEL_RUNNER=0."
+        )
+    compilation = vllm_config.compilation_config
+    mode = compilation.cudagraph_mode
+    captured = CUDAGraphMode.FULL_DECODE_ONLY
+    if mode is not None and mode.decode_mode() != CUDAGraphMode.FULL:
+        captured = CUDAGraphMode.NONE
+    if mode is not None and mode != captured and compilation.cudagraph_capture_sizes:
+        logger.warning(
+            "Early-exit drafting captures verifications and drafts, and steps without a prompt alone: cudagraph_mode %s is "
+            "set to %s.",
+            mode.name,
+            captured.name,
+        )
+        compilation.cudagraph_mode = captured
+        if captured == CUDAGraphMode.NONE:
+            compilation.cudagraph_capture_sizes = []
+    vllm_config.__class__ = EarlyExitV2VllmConfig
     return vllm_config

@@ -14,6 +14,10 @@ WORKERS = {
     "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
     "cuda": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitGPUWorker",
 }
+WORKERS_V2 = {
+    "cpu": "vllm_kangaroo.integration.runner_v2.worker.EarlyExitV2CPUWorker",
+    "cuda": "vllm_kangaroo.integration.runner_v2.worker.EarlyExitV2GPUWorker",
+}
 SIZES = {
     "pipeline_parallel_size": "splits the model by layers, as the exit ladder does: set it to 1 and use "
     "tensor_parallel_size.",
@@ -77,7 +81,7 @@ def _settings(args: Any, parallel: ParallelConfig) -> Iterator[str]:
         yield (
             f"kv_transfer_config={args.kv_transfer_config!r} is not supported with early-exit drafting: leave it out."
         )
-    if parallel.worker_cls not in ("auto", *WORKERS.values()):
+    if parallel.worker_cls not in ("auto", *WORKERS.values(), *WORKERS_V2.values()):
         yield f"worker_cls={parallel.worker_cls!r} cannot draft early: leave it at 'auto', which picks vllm-kangaroo's."
     if current_platform.device_type not in WORKERS:
         yield (

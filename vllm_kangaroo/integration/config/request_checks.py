@@ -12,6 +12,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
+from vllm_kangaroo.integration.config.plan import is_on_v2
 from vllm_kangaroo.integration.laps_sd.settings import asks_for_laps_sd
 from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.register.patching import Patch
@@ -73,7 +74,8 @@ def _refuse_under_drafts(params: Any, vllm_config: Any) -> None:
             f"leave it out, or ask a server that drafts nothing.",
             parameter=key,
         ) from error
-    if params.logprob_token_ids and PLAN_KEY not in vllm_config.additional_config:
+    ours = PLAN_KEY in vllm_config.additional_config and not is_on_v2(vllm_config)
+    if params.logprob_token_ids and not ours:
         raise RequestError(
             f"logprob_token_ids={params.logprob_token_ids!r} is refused, since vLLM "
             f"{_vllm_version()} does not serve it with drafts of method {vllm_config.speculative_config.method!r}: "

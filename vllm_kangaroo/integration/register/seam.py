@@ -43,6 +43,7 @@ class Finding:
 
 DRAFTER_RFC = "vllm-project/vllm#36219, a request for one interface of drafters"
 CUSTOM_CLASS = "vllm-project/vllm#39487, which brought custom_class"
+PLUGGABLE_RFC = "vllm-project/vllm#51212, a request to make the parts of the V2 runner pluggable"
 SCHEDULER_RFC = "vllm-project/vllm#51608, a request for scheduling policies as plugins"
 SCHEDULER_CLS = "vllm-project/vllm#14466, which brought scheduler_cls"
 CPU_EXPAND = "vllm-project/vllm#55005; vllm-project/vllm#55006 mends it"
@@ -51,6 +52,7 @@ PLUGINS = "docs/design/plugin_system.md of vLLM"
 WITH_DRAFTER_HOOK = (
     "vLLM has a hook for drafters that brings hidden states and options of their own"
 )
+WITH_SPECULATORS = "vLLM keeps a registry of speculators"
 WITH_POLICY_HOOK = "vLLM takes scheduling policies as plugins"
 WITH_V1 = "the V1 model runner is served no more"
 STAYS = "never: it is vLLM's own interface for this"

@@ -18,6 +18,7 @@ from vllm_kangaroo.integration.register.entries import (
     laps_sd_seams,
     passes_seams,
     runner_v1_seams,
+    runner_v2_seams,
     sampling_seams,
 )
 from vllm_kangaroo.integration.register.seam import Finding, Seam
@@ -25,6 +26,7 @@ from vllm_kangaroo.integration.register.seam import Finding, Seam
 SEAMS: tuple[Seam, ...] = (
     *config_seams.SEAMS,
     *runner_v1_seams.SEAMS,
+    *runner_v2_seams.SEAMS,
     *passes_seams.SEAMS,
     *sampling_seams.SEAMS,
     *laps_sd_seams.SEAMS,

@@ -1,0 +1,37 @@
+"""The V2 model runner with an early-exit speculator: which steps may replay a verification's graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
+
+
+class EarlyExitV2RunnerMixin(GPUModelRunner):
+    """Adds no state: the speculator holds it."""
+
+    speculator: KangarooSpeculator
+
+    def gather_batch_req_state(self, scheduler_output: Any, dummy_run: bool) -> Any:
+        """vLLM runs a prompt's last token as a decode. It has no kept state, so that its step is no verification."""
+        state, uniform = super().gather_batch_req_state(scheduler_output, dummy_run)
+        if state is None or self.speculator.runs_upper_only(
+            state.idx_mapping_np, state.num_scheduled_tokens, has_prefill=state.has_prefill
+        ):
+            return state, uniform
+        return state, None
+
+    def early_exit_counters(self) -> dict[str, int]:
+        """What drafting and verification did. Waits for the device."""
+        return self.speculator.counters.as_dict()
+
+
+class EarlyExitV2CPUModelRunner(EarlyExitV2RunnerMixin, CPUModelRunner):
+    """For vLLM's CPU backend."""
+
+
+class EarlyExitV2GPUModelRunner(EarlyExitV2RunnerMixin, GPUModelRunner):
+    """For CUDA."""
