@@ -6,7 +6,7 @@
 #   ARGS="..."                   further arguments for demo, test or bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench clean
+.PHONY: help setup demo test test-v2 test-fast lint bench clean
 
 ARGS ?=
 
@@ -27,8 +27,14 @@ help: ## list the targets
 demo: setup ## generate with vLLM alone and with Kangaroo, side by side
 	@$(BIN)/vllm-kangaroo demo $(ARGS)
 
-test: setup ## run the test suite
+test: setup ## run the test suite, after test-v2 (ARGS go to the suite, and leave test-v2 out)
+	$(if $(ARGS)$(ENV),,@$(MAKE) --no-print-directory test-v2)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-v2: setup ## run the tests of vLLM's V2 model runner, under Triton's interpreter
+	@$(BIN)/python tools/setup_v2.py
+	@PYTHONPATH="$(CURDIR)/.v2:$(CURDIR)/tests/v2/interpreter:$$PYTHONPATH" TRITON_INTERPRET=1 \
+	TRITON_DEFAULT_BACKEND=cpu VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest tests/v2 $(ARGS)
 
 test-fast: setup ## run the tests that start no engine and no set-up, within a minute
 	@$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
@@ -42,5 +48,5 @@ bench: setup ## measure speed and acceptance against vLLM alone
 	@$(BIN)/vllm-kangaroo bench $(ARGS)
 
 clean: ## remove .venv, caches and build outputs
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .v2 .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,16 +189,20 @@ class Engines:
     """The engines of one test module.
 
     They stay until the module ends: vLLM's shutdown takes down process-wide state that all of them share.
+
+    Args:
+        start: makes one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: Callable[..., Engine] = Engine) -> None:
+        self._start = start
         self._started: dict[str, Engine] = {}
         self._all: list[Engine] = []
 
     def get(self, **arguments: Any) -> Engine:
         key = json.dumps(arguments, sort_keys=True)
         if key not in self._started or not self._started[key].sound:
-            self._started[key] = Engine(**arguments)
+            self._started[key] = self._start(**arguments)
             self._all.append(self._started[key])
         return self._started[key]
 

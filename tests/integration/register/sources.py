@@ -63,6 +63,9 @@ BASES: dict[str, str] = {
     "RequestQueue": "vllm.v1.core.sched.request_queue:RequestQueue",
     "VllmConfig": f"{CONFIG}VllmConfig",
     "PluginVllmConfig": f"{CONFIG}VllmConfig",
+    "DraftModelSpeculator": "vllm.v1.worker.gpu.spec_decode.speculator:DraftModelSpeculator",
+    "RejectionSampler": "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler",
+    "ModelState": "vllm.v1.worker.gpu.model_states.interface:ModelState",
 }
 """Classes whose subclasses read what vLLM's have off ``self``."""
 

@@ -28,7 +28,7 @@ def test_a_moved_seam_ends_it_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     assert "wrong: vllm.config:VllmConfig.gone has moved (not found" in done.output
-    assert "install a vLLM >=0.32,<0.33." in done.output
+    assert "install a vLLM >=0.32,<0.34." in done.output
 
 
 def test_the_register_can_be_read() -> None:

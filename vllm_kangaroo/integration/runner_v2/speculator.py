@@ -246,13 +246,16 @@ class KangarooSpeculator(DraftModelSpeculator):
         return self.draft_tokens[:count]
 
     def _begin(
-        self, step: Any, num_sampled: Tensor, last_sampled: Tensor, temperature: Tensor, seeds: Tensor
+        self,
+        step: Any,
+        num_sampled: Tensor,
+        last_sampled: Tensor,
+        temperature: Tensor,
+        seeds: Tensor,
     ) -> None:
         """Put the batch where a round finds it. Frontiers are the device's: the host does not know them yet."""
         count, index, buffers = step.num_reqs, step.idx_mapping, self.input_buffers
-        longest = int(step.seq_lens_cpu_upper_bound[:count].max()) + self.kept.width
-        most = self.vllm_config.model_config.max_model_len
-        self.draft_max_seq_len = min(longest, most)
+        self.draft_max_seq_len = self._longest(step)
         self._copy_request_inputs(count, index, temperature, seeds)
         self.at.zero_()
         self.at[:count].copy_(self.req_states.num_computed_tokens.gpu[index])
@@ -260,6 +263,11 @@ class KangarooSpeculator(DraftModelSpeculator):
         self.drafting[:count].copy_(num_sampled[:count] > 0)
         buffers.input_ids[:count].copy_(last_sampled[index, 0])
         torch.clamp(self.counting, max=count, out=buffers.query_start_loc)
+
+    def _longest(self, step: Any) -> int:
+        """Most positions of a request in this round, as far as the host knows."""
+        longest = int(step.seq_lens_cpu_upper_bound[: step.num_reqs].max()) + self.kept.width
+        return min(longest, self.vllm_config.model_config.max_model_len)
 
     def _groups(self) -> Iterator[Any]:
         for groups in self.attn_groups:

@@ -128,6 +128,7 @@ SEAMS: tuple[Seam, ...] = (
             "parallel_config",
             "scheduler_config",
             "speculative_config",
+            "use_v2_model_runner",
         ),
     ),
     _config(
@@ -162,6 +163,7 @@ SEAMS: tuple[Seam, ...] = (
             "decode_context_parallel_size",
             "distributed_executor_backend",
             "pipeline_parallel_size",
+            "tensor_parallel_size",
             "ubatch_size",
             "worker_cls",
         ),
@@ -211,10 +213,11 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "vllm.config:CUDAGraphMode",
         "called",
-        "Early-exit passes are not captured: full and piecewise graphs are turned off.",
-        ("NONE",),
-        process=("API server",),
-        until="early-exit passes are captured",
+        "On the V1 runner early-exit passes are not captured: full and piecewise graphs are turned off. On V2 graphs of steps "
+        "without a prompt are.",
+        ("NONE", "FULL", "FULL_DECODE_ONLY"),
+        process=("API server", "worker"),
+        until=STAYS,
     ),
     Seam(
         "vllm.platforms:current_platform",
