@@ -27,8 +27,7 @@ help: ## list the targets
 demo: setup ## generate with vLLM alone and with Kangaroo, side by side
 	@$(BIN)/vllm-kangaroo demo $(ARGS)
 
-test: setup ## run the test suite, after test-v2 (ARGS go to the suite, and leave test-v2 out)
-	$(if $(ARGS)$(ENV),,@$(MAKE) --no-print-directory test-v2)
+test: setup ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-v2: setup ## run the tests of vLLM's V2 model runner, under Triton's interpreter

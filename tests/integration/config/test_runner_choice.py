@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from vllm import envs
@@ -77,7 +77,11 @@ V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "LAPS-SD": (
         {},
-        {"args": SimpleNamespace(scheduler_cls="vllm_kangaroo.LapsSdScheduler", worker_extension_cls="")},
+        {
+            "args": SimpleNamespace(
+                scheduler_cls="vllm_kangaroo.LapsSdScheduler", worker_extension_cls=""
+            )
+        },
         "scheduler_cls='vllm_kangaroo.LapsSdScheduler'",
     ),
     "demo": (
@@ -132,7 +136,7 @@ def test_graphs_of_mixed_steps_are_taken_out_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, captured: str
 ) -> None:
     class Config:
-        additional_config: Any = {}
+        additional_config: ClassVar[dict[str, Any]] = {}
         use_v2_model_runner = True
         num_speculative_tokens = 4
         speculative_config = SimpleNamespace(method="draft_model")
