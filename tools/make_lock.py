@@ -56,7 +56,7 @@ def main() -> None:
         sys.exit("make_lock: uv was not found: install it with `pip install uv`.")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tools = [line for name in ("test", "dev") for line in extras[name]]
+    tools = [line for name in ("ray", "test", "dev") for line in extras[name]]
     tools = [line for line in tools if not line.startswith(project["name"])]
 
     beside = str(FOLDER / "beside.in")

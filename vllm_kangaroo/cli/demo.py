@@ -21,6 +21,7 @@ from vllm_kangaroo.demo.demo_results import DemoResult, Segment
 from vllm_kangaroo.demo.interrupts import shielded
 from vllm_kangaroo.demo.models import SHOWN, WHICH, known, served
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
+from vllm_kangaroo.integration.config.arithmetic import suited_dtype
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.methods.kangaroo import KANGAROO
@@ -59,7 +60,13 @@ def demo(
             show_default=f"{MAX_TOKENS}, {CHAT_MAX_TOKENS} in a chat",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32, ... or auto.")] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="bfloat16, float32, ... or auto.",
+            show_default="bfloat16; float32 on a CPU without bfloat16 arithmetic",
+        ),
+    ] = None,
     eager: Annotated[
         bool, typer.Option("--eager", help="Compile no engine: quicker start, slower run.")
     ] = False,
@@ -108,7 +115,9 @@ def demo(
     )
     if chat:
         _refuse_in_a_chat(ctx, method)
-    settings = engines.EngineSettings(model=served(model), dtype=dtype, eager=eager)
+    settings = engines.EngineSettings(
+        model=served(model), dtype=dtype or suited_dtype(), eager=eager
+    )
     if chat:
         [config] = configs.values()
         _chat(settings, config, console, max_tokens or CHAT_MAX_TOKENS, temperature)

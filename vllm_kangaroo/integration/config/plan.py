@@ -8,6 +8,7 @@ from vllm.config import CUDAGraphMode, ModelConfig, ParallelConfig, SpeculativeC
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
+from vllm_kangaroo.integration.config import arithmetic
 from vllm_kangaroo.integration.config.architectures import names_of
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY, PluginVllmConfig
 from vllm_kangaroo.integration.config.refusals import WORKERS, WORKERS_V2
@@ -123,6 +124,13 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
     parallel = vllm_config.parallel_config
     if parallel.distributed_executor_backend == "mp":
         parallel.distributed_executor_backend = EXECUTOR
+    elif parallel.distributed_executor_backend == "ray":
+        from vllm_kangaroo.integration.ray.executor import EarlyExitRayExecutor
+
+        # The class and not its name, by which vLLM would not know that Ray runs the workers.
+        parallel.distributed_executor_backend = EarlyExitRayExecutor
+    if arithmetic.lacks(dtype := vllm_config.model_config.dtype):
+        logger.warning(arithmetic.remark(dtype))
     vllm_config.__class__ = EarlyExitVllmConfig
     return vllm_config
 

@@ -77,6 +77,14 @@ def _settings(args: Any, parallel: ParallelConfig) -> Iterator[str]:
             "distributed_executor_backend='external_launcher' is not supported with early-exit drafting: leave it out "
             "and let vLLM start its workers."
         )
+    if parallel.distributed_executor_backend == "ray":
+        from vllm.envs import VLLM_USE_RAY_V2_EXECUTOR_BACKEND  # worked out anew by each import
+
+        if not VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+            yield (
+                "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 picks a Ray executor that early-exit drafting does not know: leave "
+                "the variable out."
+            )
     if args.kv_transfer_config is not None:
         yield (
             f"kv_transfer_config={args.kv_transfer_config!r} is not supported with early-exit drafting: leave it out."

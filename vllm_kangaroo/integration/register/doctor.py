@@ -27,6 +27,12 @@ def doctor(
             "--register", help="Print the whole register: why each seam is there and until when."
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Look at every node of this Ray cluster too (auto, HOST:PORT)."
+        ),
+    ] = None,
 ) -> None:
     """Print versions, devices and seams found, and say what is wrong."""
     console = make_console()
@@ -36,6 +42,10 @@ def doctor(
     problems = [*_versions(console), *(importing := _importing())]
     if not importing:
         problems += [*_device(console), *_seams(console)]
+    if ray is not None:
+        from vllm_kangaroo.integration.ray.doctor import look_at_cluster
+
+        problems += look_at_cluster(console, ray)
     if problems:
         for problem in problems:
             console.print(f"[red]wrong:[/red] {problem}", highlight=False)
@@ -80,8 +90,10 @@ def _importing() -> list[str]:
 
 
 def _device(console: Console) -> list[str]:
+    import torch
     from vllm.platforms import current_platform
 
+    from vllm_kangaroo.integration.config import arithmetic
     from vllm_kangaroo.integration.config.plan import WORKERS
 
     table = Table("device", "value", title="Devices")
@@ -91,6 +103,9 @@ def _device(console: Console) -> list[str]:
         table.add_row("name", current_platform.get_device_name())
     elif kind == "cpu":
         table.add_row("cores", str(len(os.sched_getaffinity(0))))
+        for dtype in (torch.bfloat16, torch.float16):
+            name = str(dtype).removeprefix("torch.")
+            table.add_row(f"{name} arithmetic", "no" if arithmetic.lacks(dtype) else "yes")
         for name in CPU_VARIABLES:
             table.add_row(name, os.environ.get(name, "not set"))
     console.print(table)

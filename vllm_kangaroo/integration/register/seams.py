@@ -17,6 +17,7 @@ from vllm_kangaroo.integration.register.entries import (
     inspection_seams,
     laps_sd_seams,
     passes_seams,
+    ray_seams,
     runner_v1_seams,
     runner_v2_seams,
     sampling_seams,
@@ -31,6 +32,7 @@ SEAMS: tuple[Seam, ...] = (
     *sampling_seams.SEAMS,
     *laps_sd_seams.SEAMS,
     *inspection_seams.SEAMS,
+    *ray_seams.SEAMS,
 )
 
 

@@ -65,6 +65,13 @@ SEAMS: tuple[Seam, ...] = (
         until=STAYS,
     ),
     Seam(
+        "vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND",
+        "read",
+        "Which of vLLM's Ray executors serves: the other one is refused.",
+        process=("API server",),
+        until="vLLM has one Ray executor",
+    ),
+    Seam(
         "vllm.plugins:load_general_plugins",
         "called",
         "Finds this package by its entry point and calls its register().",
@@ -163,6 +170,7 @@ SEAMS: tuple[Seam, ...] = (
             "decode_context_parallel_size",
             "distributed_executor_backend",
             "pipeline_parallel_size",
+            "placement_group",
             "tensor_parallel_size",
             "ubatch_size",
             "worker_cls",
@@ -223,8 +231,8 @@ SEAMS: tuple[Seam, ...] = (
         "vllm.platforms:current_platform",
         "read",
         "Which worker to use, and what doctor prints.",
-        ("device_type", "get_device_name", "is_cpu", "is_cuda"),
-        process=("API server",),
+        ("device_type", "get_device_name", "is_cpu", "is_cuda", "ray_device_key"),
+        process=("API server", "engine core"),
         until=STAYS,
     ),
     Seam(

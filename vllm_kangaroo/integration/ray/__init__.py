@@ -1,0 +1,1 @@
+"""Ray: workers on its nodes, and what is wrong with a node."""
