@@ -21,7 +21,7 @@ class LLMServer(RayLLMServer):
     model.
     """
 
-    async def __init__(self, llm_config: LLMConfig, **kwargs: Any) -> None:
+    async def __init__(self, llm_config: LLMConfig, **kwargs: Any) -> None:  # type: ignore[misc]  # as Ray's own
         """Start the engine, with what vLLM's CPU build wants in the environment.
 
         Raises:
