@@ -6,7 +6,7 @@
 #   ARGS="..."                   further arguments for demo, test or bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-v2 test-fast lint bench clean
+.PHONY: help setup demo test test-v2 test-fast check-seams lint bench clean
 
 ARGS ?=
 
@@ -37,6 +37,9 @@ test-v2: setup ## run the tests of vLLM's V2 model runner, under Triton's interp
 
 test-fast: setup ## run the tests that start no engine and no set-up, within a minute
 	@$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
+
+check-seams: setup ## compare every seam with the releases of vLLM that are served, fetched once (470 MB)
+	@$(BIN)/python tools/check_seams.py $(ARGS)
 
 lint: setup ## ruff check, ruff format --check, mypy
 	@$(BIN)/ruff check .
