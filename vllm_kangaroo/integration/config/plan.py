@@ -18,6 +18,7 @@ from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape
 logger = init_logger(__name__)
 
 PROPOSER = "vllm_kangaroo.integration.runner_v1.proposer.EarlyExitProposer"
+SPECULATOR = "vllm-kangaroo"
 EXECUTOR = "vllm_kangaroo.integration.runner_v1.executor.EarlyExitExecutor"
 
 
@@ -90,6 +91,8 @@ def speculative_config(
         config.method = "draft_model"
         config.model = model.model
         config.draft_sample_method = plan.draft_sample_method
+        if hasattr(config, "speculator"):  # a vLLM with a registry: see patches/
+            config.speculator = SPECULATOR
     return config
 
 

@@ -117,7 +117,7 @@ def _device(console: Console) -> list[str]:
 def _seams(console: Console) -> list[str]:
     from vllm.plugins import load_general_plugins
 
-    from vllm_kangaroo.integration.register.seams import check
+    from vllm_kangaroo.integration.register.seams import check, out_of_use
     from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
 
     load_general_plugins()
@@ -130,6 +130,8 @@ def _seams(console: Console) -> list[str]:
     for finding in findings:
         seam = finding.seam
         found = finding.problem or "yes" + _other_plugins(finding)
+        if out_of_use(seam):
+            found = f"out of use: vLLM has {seam.instead.rpartition(':')[2]}"
         table.add_row(seam.target, seam.how, ", ".join(seam.process), found)
     console.print(table)
     return [

@@ -56,6 +56,11 @@ def problem(seam: Seam) -> str:
     return "" if known is None else _lacks([name for name in seam.parameters if name not in known])
 
 
+def out_of_use(seam: Seam) -> bool:
+    """Whether the installed vLLM has what makes the seam needless."""
+    return bool(seam.instead) and not problem(Seam(seam.instead, "called", seam.why))
+
+
 def _names_of(found: Any) -> frozenset[str] | None:
     """Arguments of a function, attributes of anything else; None if a function takes any argument."""
     if isinstance(found, type):

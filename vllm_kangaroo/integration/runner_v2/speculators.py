@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.worker.gpu import spec_decode
+
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
+from vllm_kangaroo.integration.config.plan import SPECULATOR
 from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.register.patching import Patch
 
@@ -17,12 +20,22 @@ HOLDERS = (
 
 
 def install() -> None:
-    """Wrap ``init_speculator`` in both modules, over whatever is there.
+    """Register our speculator; where vLLM has no registry, wrap ``init_speculator`` in both modules, over what is there.
 
     Raises:
         SeamError: if it is not as the register says.
     """
+    register = getattr(spec_decode, "register_speculator", None)
+    if register is not None:
+        register(SPECULATOR, _make)
+        return
     patching.apply(*(Patch(target, _init_speculator, "early exits") for target in HOLDERS))
+
+
+def _make(vllm_config: Any, device: Any, req_states: Any) -> Any:
+    from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
+
+    return KangarooSpeculator(vllm_config, device, req_states)
 
 
 def _init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,8 +43,6 @@ def _init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
         additional = vllm_config.additional_config
         if not (isinstance(additional, dict) and PLAN_KEY in additional):
             return original(vllm_config, device, req_states)
-        from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
-
-        return KangarooSpeculator(vllm_config, device, req_states)
+        return _make(vllm_config, device, req_states)
 
     return init_speculator

@@ -25,6 +25,10 @@ SEAMS: tuple[Seam, ...] = (
         until="the V1 model runner is served no more",
     ),
     # Speculators
+    _read(
+        f"{GPU}:spec_decode",
+        why="Says whether it has a registry of speculators, which then makes ours.",
+    ),
     *(
         Seam(
             f"{GPU}.{module}:init_speculator",
@@ -34,6 +38,7 @@ SEAMS: tuple[Seam, ...] = (
             process=("worker",),
             upstream=PLUGGABLE_RFC,
             until=WITH_SPECULATORS,
+            instead=f"{GPU}.spec_decode:register_speculator",
         )
         for module in ("spec_decode", "model_runner")
     ),
