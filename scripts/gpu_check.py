@@ -1,0 +1,331 @@
+"""Try Kangaroo on this machine's GPU, with one command and without a network: what works, how exact, how fast.
+
+    python scripts/gpu_check.py                   # about ten minutes; writes gpu_check.json and prints a table
+    python scripts/gpu_check.py --minutes 5 --only speed
+
+Every case is a process of its own, so that a case that fails takes no other with it. Exactness is tried with the demo model in
+this repository, against vLLM alone: in float32 all tokens must be the same, in bfloat16 near ties may fall otherwise and the
+share of equal tokens is told. Speed is measured with random weights of an 8B shape and synthetic acceptance, so that it says
+what the engine costs and nothing about a model. On a machine without a GPU the same cases run small, on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DRAFTS = 4
+ACCEPTED = [0.8, 0.6, 0.45, 0.35]
+"""Synthetic chance that the first to the fourth draft is accepted, whatever it is."""
+BATCHES = (1, 8, 64)
+QUESTIONS = ("Can you find me a bus to San Francisco?", "Tell me why the sky is blue.", "Hello")
+SHAPE_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+SHAPE_SMALL = SHAPE_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "torch_dtype": "float32",
+}
+
+
+def cases(gpus: int, backends: list[str]) -> Iterator[dict[str, Any]]:
+    """What is to be tried, the most telling first."""
+    for runner in ("V2", "V1"):
+        for dtype in ("float32", "bfloat16"):
+            for backend in backends:
+                if dtype == "float32" and backend == "FLASH_ATTN":
+                    continue  # which has no float32
+                yield {
+                    "kind": "exact",
+                    "runner": runner,
+                    "dtype": dtype,
+                    "backend": backend,
+                    "tp": 1,
+                }
+    for batch in BATCHES if gpus else BATCHES[:1]:
+        for method in ("none", "kangaroo", "ngram_gpu"):
+            yield {"kind": "speed", "runner": "V2", "method": method, "batch": batch, "tp": 1}
+        yield {"kind": "speed", "runner": "V1", "method": "kangaroo", "batch": batch, "tp": 1}
+    if gpus > 1:
+        yield {
+            "kind": "exact",
+            "runner": "V1",
+            "dtype": "bfloat16",
+            "backend": "FLASH_ATTN",
+            "tp": 2,
+        }
+
+
+def run_case(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
+    """Run a case in this process; what was found."""
+    return exact(case, small=small) if case["kind"] == "exact" else speed(case, small=small)
+
+
+def engine(case: dict[str, Any], model: str, *, small: bool, **arguments: Any) -> Any:
+    """An ``LLM`` for a case."""
+    from vllm import LLM
+
+    if not small:
+        arguments["gpu_memory_utilization"] = 0.85
+    else:
+        arguments |= {"num_gpu_blocks_override": 60, "block_size": 32, "enforce_eager": True}
+    if case.get("backend"):
+        arguments["attention_backend"] = case["backend"]
+    return LLM(model, tensor_parallel_size=case["tp"], seed=0, disable_log_stats=False, **arguments)
+
+
+def counters(llm: Any) -> dict[str, Any]:
+    """What drafting did, by worker 0."""
+    found: dict[str, Any] = llm.collective_rpc("early_exit_counters")[0]
+    return {name: value for name, value in found.items() if isinstance(value, int)}
+
+
+def exact(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
+    """Share of tokens that are vLLM's own; one engine is asked, the other's tokens come from a process before."""
+    from vllm import SamplingParams
+
+    from vllm_kangaroo import tiny_adapter, tiny_model
+
+    config = None
+    if case["drafting"]:
+        config = {"method": "kangaroo", "model": tiny_adapter(), "num_speculative_tokens": DRAFTS}
+    llm = engine(
+        case,
+        tiny_model(),
+        small=small,
+        dtype=case["dtype"],
+        max_model_len=256,
+        max_num_seqs=4,
+        speculative_config=config,
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=12 if small else 96, ignore_eos=True)
+    outputs = llm.generate(list(QUESTIONS), params, use_tqdm=False)
+    return {
+        "tokens": [list(each.outputs[0].token_ids) for each in outputs],
+        "counters": counters(llm) if config else {},
+    }
+
+
+def speed(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
+    """Tokens a second, and memory."""
+    from vllm import SamplingParams
+
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config.json").write_text(json.dumps(SHAPE_SMALL if small else SHAPE_8B))
+    config: dict[str, Any] | None = None
+    if case["method"] == "kangaroo":
+        config = {"method": "kangaroo", "exit_layer": 2, "num_speculative_tokens": DRAFTS}
+        config["confidence_threshold"] = 0.0
+        accept_as_said()
+    elif case["method"] != "none":
+        config = {"method": case["method"], "num_speculative_tokens": DRAFTS}
+        config |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+        config |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": ACCEPTED}
+    llm = engine(
+        case,
+        str(folder),
+        small=small,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        max_model_len=256 if small else 2048,
+        max_num_seqs=max(2, case["batch"]),
+        speculative_config=config,
+    )
+    length = 8 if small else 256
+    params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": [3 + at, 5, 7, 11] * 8} for at in range(case["batch"])]
+    llm.generate(prompts, params, use_tqdm=False)
+    began = time.perf_counter()
+    llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - began
+    return {
+        "tokens_per_second": round(case["batch"] * length / seconds, 1),
+        "peak_memory_gib": peak_memory(),
+        "counters": counters(llm) if case["method"] == "kangaroo" else {},
+    }
+
+
+def accept_as_said() -> None:
+    """Let Kangaroo's drafts be accepted by chance, as vLLM does for its own methods; V2's sampler asks the config."""
+    from vllm_kangaroo.integration.config import plan
+
+    made = plan.speculative_config
+
+    def with_rates(*args: Any, **kwargs: Any) -> Any:
+        config = made(*args, **kwargs)
+        config.rejection_sample_method = "synthetic"
+        config.synthetic_acceptance_rates = ACCEPTED
+        return config
+
+    plan.speculative_config = with_rates
+
+
+def peak_memory() -> float | None:
+    """GiB of the device that are in use; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return round((total - free) / 2**30, 2)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    names = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+    doctor = subprocess.run(
+        [sys.executable, "-m", "vllm_kangaroo.cli", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "gpus": names,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "doctor": "nothing wrong" if doctor.returncode == 0 else doctor.stdout[-2000:],
+    }
+
+
+def child(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
+    """A case in a process of its own; ``error`` says what ended it."""
+    env = os.environ | {"VLLM_USE_V2_MODEL_RUNNER": str(int(case["runner"] == "V2"))}
+    env |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    with tempfile.NamedTemporaryFile(suffix=".json") as answer:
+        command = [sys.executable, __file__, "--case", json.dumps(case), "--answer", answer.name]
+        command += ["--small"] if small else []
+        try:
+            done = subprocess.run(
+                command, env=env, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"not finished within {seconds:.0f} s"}
+        if done.returncode:
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            return {"error": lines[-1][:300] if lines else f"status {done.returncode}"}
+        found: dict[str, Any] = json.loads(Path(answer.name).read_text())
+        return found
+
+
+def compared(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
+    """An exactness case: vLLM alone, then Kangaroo, and the share of tokens on which they agree."""
+    plain = child(case | {"drafting": False}, small=small, seconds=seconds)
+    if "error" in plain:
+        return {"error": f"vLLM alone: {plain['error']}"}
+    ours = child(case | {"drafting": True}, small=small, seconds=seconds)
+    if "error" in ours:
+        return ours
+    pairs = [
+        (a, b)
+        for one, other in zip(plain["tokens"], ours["tokens"], strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    return {"agreement": sum(a == b for a, b in pairs) / len(pairs), "counters": ours["counters"]}
+
+
+def table(results: list[dict[str, Any]]) -> None:
+    """Print what was found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("case", "runner", "setting", "result", title="Kangaroo on this machine")
+    for each in results:
+        case, found = each["case"], each["found"]
+        setting = ", ".join(f"{k}={v}" for k, v in case.items() if k not in ("kind", "runner"))
+        if "error" in found:
+            result = f"failed: {found['error']}"
+        elif case["kind"] == "exact":
+            result = f"{found['agreement']:.1%} of tokens are vLLM's"
+        else:
+            memory = found["peak_memory_gib"]
+            result = f"{found['tokens_per_second']} tokens/s" + (
+                f", {memory} GiB" if memory else ""
+            )
+        shown.add_row(case["kind"], case["runner"], setting, result)
+    Console().print(shown)
+
+
+def main() -> int:
+    """Check; the exit status is 1 if a case failed, or float32 tokens differ."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", default="gpu_check.json", help="where the figures go")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="cases left after that are not run"
+    )
+    parser.add_argument("--only", choices=("exact", "speed"), help="cases of one kind")
+    parser.add_argument("--runner", choices=("V1", "V2"), help="cases of one runner")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--answer", help=argparse.SUPPRESS)
+    parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        found = run_case(json.loads(arguments.case), small=arguments.small)
+        Path(arguments.answer).write_text(json.dumps(found))
+        return 0
+
+    facts = machine()
+    gpus = len(facts["gpus"])
+    small = not gpus
+    ends = time.monotonic() + 60 * arguments.minutes
+    results = []
+    for case in cases(gpus, ["FLASH_ATTN", "FLASHINFER", "TRITON_ATTN"] if gpus else [""]):
+        wrong_kind = arguments.only and case["kind"] != arguments.only
+        if wrong_kind or (arguments.runner and case["runner"] != arguments.runner):
+            continue
+        if small and case.get("dtype") == "bfloat16":
+            continue
+        left = ends - time.monotonic()
+        run = compared if case["kind"] == "exact" else child
+        found = (
+            run(case, small=small, seconds=left) if left > 0 else {"error": "not run: out of time"}
+        )
+        results.append({"case": case, "found": found})
+    Path(arguments.out).write_text(json.dumps({"machine": facts, "results": results}, indent=1))
+    table(results)
+    print(f"written to {arguments.out}")
+    failed = [
+        each
+        for each in results
+        if "error" in each["found"]
+        or (each["case"].get("dtype") == "float32" and each["found"]["agreement"] < 1.0)
+    ]
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
