@@ -11,6 +11,7 @@ import pytest
 from vllm.v1.worker.gpu import model_runner, spec_decode
 
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
+from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.runner_v2 import speculator, speculators
 
 MODULES = (spec_decode, model_runner)
@@ -27,6 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(
             module, "init_speculator", module.init_speculator
         )  # put back at the end
+    monkeypatch.setattr(patching, "_applied", {})  # as in a worker that has just begun
     monkeypatch.setattr(speculator, "KangarooSpeculator", lambda *_: "kangaroo")
     return Counter()
 
