@@ -94,7 +94,9 @@ def check(version: str) -> list[str]:
     file = RECORDS / f"{version}.json"
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return [line for line in differences(before, found) if before]
+    fresh = [f"{target} is new" for target in sorted({*found} - {*before})]
+    gone = [f"{target} is no seam any more" for target in sorted({*before} - {*found})]
+    return [*differences(before, found), *fresh, *gone]
 
 
 def smoke(version: str) -> bool:

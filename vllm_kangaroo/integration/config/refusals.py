@@ -78,9 +78,10 @@ def _settings(args: Any, parallel: ParallelConfig) -> Iterator[str]:
             "and let vLLM start its workers."
         )
     if parallel.distributed_executor_backend == "ray":
-        from vllm.envs import VLLM_USE_RAY_V2_EXECUTOR_BACKEND  # worked out anew by each import
+        from vllm import envs
 
-        if not VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        # Worked out anew each time; since 0.33 there is one Ray executor, and no variable.
+        if not getattr(envs, "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", True):
             yield (
                 "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 picks a Ray executor that early-exit drafting does not know: leave "
                 "the variable out."

@@ -65,13 +65,6 @@ SEAMS: tuple[Seam, ...] = (
         until=STAYS,
     ),
     Seam(
-        "vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND",
-        "read",
-        "Which of vLLM's Ray executors serves: the other one is refused.",
-        process=("API server",),
-        until="vLLM has one Ray executor",
-    ),
-    Seam(
         "vllm.plugins:load_general_plugins",
         "called",
         "Finds this package by its entry point and calls its register().",
@@ -253,7 +246,8 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         "vllm:envs",
         "read",
-        "VLLM_USE_RUST_FRONTEND starts a front end that loads no plugin.",
+        "VLLM_USE_RUST_FRONTEND starts a front end that loads no plugin; VLLM_USE_RAY_V2_EXECUTOR_BACKEND, until 0.33, says "
+        "which Ray executor serves; VLLM_USE_V2_MODEL_RUNNER which model runner.",
         process=("API server",),
         until="that front end loads plugins",
     ),
