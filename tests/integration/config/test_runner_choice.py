@@ -18,7 +18,7 @@ from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 ARGS = SimpleNamespace(scheduler_cls=None, worker_extension_cls="")
-PARALLEL: Any = SimpleNamespace(tensor_parallel_size=1)
+PARALLEL: Any = SimpleNamespace(tensor_parallel_size=1, distributed_executor_backend="uni")
 SHAPE = TargetShape(
     name=tiny_model(),
     architecture="LlamaForCausalLM",
@@ -72,8 +72,13 @@ V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lookup": ({"lookup": True}, {}, "lookup in speculative_config"),
     "tensor parallel": (
         {},
-        {"parallel": SimpleNamespace(tensor_parallel_size=2)},
+        {"parallel": SimpleNamespace(tensor_parallel_size=2, distributed_executor_backend="mp")},
         "tensor_parallel_size=2",
+    ),
+    "Ray": (
+        {},
+        {"parallel": SimpleNamespace(tensor_parallel_size=1, distributed_executor_backend="ray")},
+        "distributed_executor_backend='ray'",
     ),
     "LAPS-SD": (
         {},

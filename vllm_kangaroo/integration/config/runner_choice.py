@@ -57,6 +57,8 @@ def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterato
         yield "lookup in speculative_config"
     if parallel.tensor_parallel_size > 1:
         yield f"tensor_parallel_size={parallel.tensor_parallel_size}"
+    if parallel.distributed_executor_backend == "ray":
+        yield "distributed_executor_backend='ray'"
     if is_laps_sd(args.scheduler_cls):
         yield f"scheduler_cls={args.scheduler_cls!r}"
     if args.worker_extension_cls == INSPECTION:
