@@ -13,6 +13,9 @@ environment.apply()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # For models this small a second thread costs more in hand-overs than it computes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # vLLM would bind the thread of every engine to the same core, that of the worker beside this one as well.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 # How long an example takes is the machine's affair, and its other work's.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

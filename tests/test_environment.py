@@ -133,6 +133,7 @@ print(before, torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: numba has no second thread")
 @pytest.mark.parametrize("applied", [False, True])

@@ -73,6 +73,7 @@ def test_ours_are_read_as_before() -> None:
         speculative_config(whole='{"method": "kangaroo", "depth": 1}', of_vllm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 
+@pytest.mark.slow
 def test_command_prints_writes_and_draws(tmp_path: Path):
     from vllm_kangaroo.cli.main import app
 

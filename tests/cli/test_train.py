@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -39,6 +40,7 @@ def test_enlarge_refuses(tmp_path: Path) -> None:
         assert isinstance(result.exception, EnlargeError) and message in str(result.exception)
 
 
+@pytest.mark.slow
 def test_a_user_sees_one_sentence() -> None:
     command = [sys.executable, "-m", "vllm_kangaroo.cli", "enlarge", "none", "x", *SIZES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -90,6 +90,7 @@ def until_made(record: Path) -> None:
     raise AssertionError("nothing was made")
 
 
+@pytest.mark.slow
 def test_two_processes_make_it_once(tmp_path: Path, place: Path) -> None:
     record = tmp_path / "record"
     first = start(record, 3)

@@ -26,6 +26,7 @@ def test_turns_stand_in_their_order() -> None:
     assert "Hello" not in tokenizer.decode(talk.ask("Who are you?")[0])
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=8), st.integers(1, 90)
 )

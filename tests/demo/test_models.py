@@ -92,6 +92,7 @@ def test_another_file_in_the_wheel_is_refused(
         vllm_kangaroo.demo_model()
 
 
+@pytest.mark.slow
 def test_a_conversion_that_fails_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ def primed(toy: HiSpecToy, requests: dict[str, list[int]]) -> None:
     toy.attention.computed.clear()
 
 
+@pytest.mark.slow
 @given(st.data(), prompts, exits, verdicts, st.integers(1, MOST), st.sampled_from([0.0, 0.6, 1.0]))
 @settings(max_examples=150, deadline=None)
 def test_buffers_are_those_of_the_papers_loop(
@@ -82,6 +83,7 @@ def test_buffers_are_those_of_the_papers_loop(
     assert counters.passes[1] == 1 + len(toy.rounds)
 
 
+@pytest.mark.slow
 @given(prompts, exits, verdicts, st.integers(1, 4), st.integers(1, MOST), st.integers(5, 20))
 @settings(max_examples=60, deadline=None)
 def test_output_is_the_full_models_whatever_the_intermediate_verifier_says(

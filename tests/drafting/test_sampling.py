@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vllm_kangaroo.drafting.sampling import SampledDrafting, check
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 16
 TRIALS = 200_000
 CHUNK = 20_000

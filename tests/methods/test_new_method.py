@@ -99,6 +99,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_demo_and_other_commands_know_it() -> None:
     """In a process of its own, for choices on command lines are made when a command is loaded."""
     done = subprocess.run(

@@ -16,6 +16,8 @@ from vllm_kangaroo.demo.models import TINY
 from vllm_kangaroo.training.adapter.loss import Agreement, agreement
 from vllm_kangaroo.training.run.target import Target
 
+pytestmark = pytest.mark.slow
+
 PROMPTS: list[dict[str, Any]] = json.loads(TINY.prompts.read_text())
 
 

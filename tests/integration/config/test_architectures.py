@@ -18,6 +18,8 @@ from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.training.run.target import Target
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoint(folder: Path, model_type: str, architecture: str | None = None) -> str:
     """A tiny model whose config names ``architecture``."""

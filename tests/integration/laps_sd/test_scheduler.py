@@ -14,6 +14,8 @@ from vllm_kangaroo import LapsSdScheduler
 from vllm_kangaroo.integration.laps_sd.scheduler import AsyncLapsSdScheduler
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
+pytestmark = pytest.mark.slow
+
 TINY = {"base_threshold_s": 1e-4, "max_wait_s": 0.05, "front_s": 0.01}
 STEPS = 3400
 SHARED = [random.Random(1).randrange(5, 300) for _ in range(40)]

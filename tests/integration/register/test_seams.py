@@ -29,6 +29,7 @@ def is_registered(target: str) -> bool:
     return any(each == target or each.startswith(f"{target}.") for each in TARGETS)
 
 
+@pytest.mark.slow
 def test_every_seam_is_where_the_register_says() -> None:
     assert [found for found in seams.check() if found.problem] == []
 

@@ -16,6 +16,7 @@ NAMED = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(named=NAMED, likeliest=st.integers(0, 4), each=st.integers(1, 3), seed=st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_named_and_likeliest_tokens_side_by_side(

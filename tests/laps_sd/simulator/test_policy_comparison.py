@@ -10,6 +10,8 @@ from tests.laps_sd.simulator.streams import FLAT, two_kinds
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions
 from vllm_kangaroo.laps_sd.simulator.policy_comparison import SimulationSettings, compare
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_trace_arrives_at_its_own_times_or_is_refused():
     settings = SimulationSettings(requests=50, predictor="oracle", step_time=FLAT, arrivals="trace")

@@ -24,6 +24,8 @@ from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork, least_mean_laten
 from vllm_kangaroo.laps_sd.simulator.workload import Acceptance, Workload
 from vllm_kangaroo.laps_sd.trace import TraceRequest
 
+pytestmark = pytest.mark.slow
+
 STEP_TIMES = st.builds(
     StepTime,
     fixed=st.sampled_from([1e-4, 0.01]),

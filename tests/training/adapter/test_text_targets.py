@@ -17,6 +17,8 @@ from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run.target import Target
 
+pytestmark = pytest.mark.slow
+
 
 def calls(target: Target) -> dict[int, int]:
     """Forward passes of each layer from now on; -1 for the final norm."""

@@ -19,6 +19,8 @@ from vllm_kangaroo.adapters.checkpoint import load_adapter, norm_fingerprint
 from vllm_kangaroo.training.checkpoints.enlarge import EnlargeError
 from vllm_kangaroo.training.checkpoints.enlarge_checkpoint import enlarge_adapter, enlarge_model
 
+pytestmark = pytest.mark.slow
+
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     model: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(

@@ -23,6 +23,8 @@ from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.training.checkpoints.gguf_convert import convert_gguf, llama3_factors
 from vllm_kangaroo.training.checkpoints.gguf_file import ROPE_FACTORS, GgufError
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama untied": {"tie_word_embeddings": False, "head_dim": 32},

@@ -166,6 +166,7 @@ def test_a_target_may_have_no_fused_attention(tmp_path: Path) -> None:
     assert torch.equal(target.logits(target.states(ids)[-1]), target.model(ids).logits)
 
 
+@pytest.mark.slow
 def test_a_target_whose_exits_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"deepseek_v4.*differ.*; give a decoder such as Llama"):
         Target.load(saved("deepseek_v4", tmp_path), (1,), torch.float32, "cpu")
