@@ -71,6 +71,27 @@ def test_a_checkpoint_names_command_versions_and_files(
     assert row["sha256"].startswith("ba7816bf8f01cfea")
 
 
+def test_nothing_of_this_machine_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "out": str(tmp_path / "out"),
+        "data": [{"file": "here/b"}, {"file": "../else/c.jsonl"}, {"file": "~/d"}],
+        "model": "organisation/model",
+        "steps": 3,
+        "note": "either/or\n/x",
+    }
+    assert provenance.portable(told) == {
+        "out": "out",
+        "data": [{"file": "b"}, {"file": "c.jsonl"}, {"file": "d"}],
+        "model": "organisation/model",
+        "steps": 3,
+        "note": "either/or\n/x",
+    }
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "x"), "train", "--out", str(tmp_path / "y")])
+    assert str(tmp_path) not in str(provenance.of_checkpoint())
+
+
 def test_commit_of_a_checkout_only(tmp_path: Path) -> None:
     """A copy outside any checkout has no commit; one that git tracks has, and a mark if edited."""
     source = Path(provenance.__file__)

@@ -61,10 +61,9 @@ def of_measurement(device: str, argv: Sequence[str] | None = None) -> Provenance
 
 
 def of_checkpoint() -> dict[str, Any]:
-    """Of weights that the running process makes: command line as it was given, commit and versions."""
+    """Of weights that the running process makes: command line without its directories, commit and versions."""
     versions = {"python": platform.python_version()} | package_versions(OF_WEIGHTS)
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return {"command": shlex.join(command), "commit": git_commit(), "versions": versions}
+    return {"command": portable_command(sys.argv), "commit": git_commit(), "versions": versions}
 
 
 def data_files(paths: Iterable[Path]) -> list[dict[str, str]]:
@@ -83,12 +82,24 @@ def portable_command(argv: Sequence[str]) -> str:
     return shlex.join(["vllm-kangaroo", *(_portable(argument) for argument in argv[1:])])
 
 
+def portable(value: Any) -> Any:
+    """A JSON value in which every path of this machine is cut down to its last part."""
+    if isinstance(value, dict):
+        return {key: portable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [portable(each) for each in value]
+    return _portable(value) if isinstance(value, str) else value
+
+
 def _portable(argument: str) -> str:
     flag, equals, value = argument.partition("=") if argument[:1] == "-" else ("", "", argument)
-    path = Path(value)
-    if "/" in value and "\n" not in value and (path.is_absolute() or path.exists()):
-        value = path.name
+    if "/" in value and "\n" not in value and _is_of_this_machine(Path(value)):
+        value = Path(value).resolve().name
     return f"{flag}{equals}{value}"
+
+
+def _is_of_this_machine(path: Path) -> bool:
+    return path.is_absolute() or path.parts[0] in ("..", "~") or path.exists()
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

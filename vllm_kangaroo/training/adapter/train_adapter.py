@@ -10,7 +10,7 @@ from rich.console import Console
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.console import telling
-from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.provenance import data_files, of_checkpoint, portable
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.adapter.on_policy import ANSWERS_FILE, answer_data
@@ -97,9 +97,9 @@ def _train(
     run.train(trainer, measure, lambda figures: _describe(figures[options.exit_layer[0]]))
     training = {
         **origin,
-        "options": options.model_dump(mode="json"),
-        "data": data_files(data),
-        "held_out": data_files(options.held_out),
+        "options": portable(options.model_dump(mode="json")),
+        "data": portable(data_files(data)),
+        "held_out": portable(data_files(options.held_out)),
         "split": f"{len(held_out[SPLIT])} evenly spaced of {len(windows)} more windows",
         "steps": steps,
         "tokens": steps * options.batch_size * options.window,

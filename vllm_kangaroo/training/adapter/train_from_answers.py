@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from rich.console import Console
 from vllm_kangaroo.adapters.calibration import Calibration, expected_error
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig
-from vllm_kangaroo.provenance import of_checkpoint
+from vllm_kangaroo.provenance import of_checkpoint, portable
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer, Tried
@@ -73,15 +72,6 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
     return configs
 
 
-def _without_folders(value: Any) -> Any:
-    """An option's value with files and directories by their names alone."""
-    if isinstance(value, list):
-        return [_without_folders(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
-    return Path(value).name if isinstance(value, str) and "/" in value else value
-
-
 def _save_best(
     trainer: AnswerTrainer,
     held_out: AnswerData,
@@ -102,11 +92,9 @@ def _save_best(
         calibration, errors = _calibrate([tried[layer] for _, tried in by_draft])
         training = {
             **origin,
-            "options": _without_folders(identity),
+            "options": portable(identity),
             "answers": [
-                _without_folders(
-                    {key: of for key, of in read_index(each).items() if key != "model"}
-                )
+                portable({key: of for key, of in read_index(each).items() if key != "model"})
                 for each in options.answers
             ],
             "steps": trainer.steps,

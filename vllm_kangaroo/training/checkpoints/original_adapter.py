@@ -17,7 +17,7 @@ from torch import Tensor
 from vllm_kangaroo.adapters.checkpoint import norm_fingerprint, save_adapter
 from vllm_kangaroo.adapters.config import CONFIG_FILE, AdapterConfig, TargetInfo
 from vllm_kangaroo.adapters.reference import KangarooAdapter
-from vllm_kangaroo.provenance import file_sha256, of_checkpoint
+from vllm_kangaroo.provenance import file_sha256, of_checkpoint, portable
 
 ORIGINAL_WEIGHTS = "pytorch_model.bin"
 _ORIGINAL_ROPE_THETA = 10000.0
@@ -120,7 +120,7 @@ def _adapter_config(
         rope_theta=values.get("rope_theta") or _ORIGINAL_ROPE_THETA,
         torch_dtype=_dtype(state, source),  # type: ignore[arg-type]
         target=TargetInfo(
-            name_or_path=str(model),
+            name_or_path=portable(str(model)),
             architecture=(target.get("architectures") or ["LlamaForCausalLM"])[0],
             model_type=target.get("model_type", "llama"),
             num_hidden_layers=layers,

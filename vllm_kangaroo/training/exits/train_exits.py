@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from rich.console import Console
 
 from vllm_kangaroo.console import telling
-from vllm_kangaroo.provenance import data_files, of_checkpoint
+from vllm_kangaroo.provenance import data_files, of_checkpoint, portable
 from vllm_kangaroo.text_inputs import InputError, TextInput
 from vllm_kangaroo.training.data.training_data import SPLIT, WindowReader, hashes, load_tokenizer
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
@@ -85,9 +85,9 @@ def train_exits(options: ExitTrainingOptions, console: Console) -> None:
     run.train(trainer, measure)
     training = {
         **origin,
-        "options": options.model_dump(mode="json"),
-        "data": data_files(options.data),
-        "held_out": data_files(options.held_out),
+        "options": portable(options.model_dump(mode="json")),
+        "data": portable(data_files(options.data)),
+        "held_out": portable(data_files(options.held_out)),
         "steps": steps,
         "tokens": steps * tokens,
         "seconds": round(trainer.progress.seconds, 1),

@@ -20,6 +20,7 @@ from vllm_kangaroo.adapters.config import (
     ModelType,
     TargetInfo,
 )
+from vllm_kangaroo.provenance import portable
 from vllm_kangaroo.training.adapter.shallow import TwoDepths
 from vllm_kangaroo.training.exits.layer_dropout import hooked
 from vllm_kangaroo.training.run import parallel
@@ -180,7 +181,7 @@ class Target:
             vocab_size=config.vocab_size,
             torch_dtype=torch_dtype,
             target=TargetInfo(
-                name_or_path=os.fspath(self.name),
+                name_or_path=portable(os.fspath(self.name)),
                 architecture=type(self.model).__name__,
                 model_type=config.model_type,
                 num_hidden_layers=config.num_hidden_layers,
