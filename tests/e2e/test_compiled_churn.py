@@ -7,9 +7,11 @@ every test. The same with eager passes, one subject a test: ``test_churn.py`` an
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.e2e.checkpoints import make_adapter, make_memory_adapter, make_model
 from tests.e2e.engines import Engine, Engines, Gain, endings, sampling, tokens_of
@@ -19,6 +21,10 @@ from tests.e2e.test_compiled import counted
 from tests.e2e.test_structured import ENGINE as GRAMMARS
 from tests.e2e.test_structured import constrained
 from vllm_kangaroo import tiny_adapter, tiny_model
+from vllm_kangaroo.cli import main as cli
+from vllm_kangaroo.integration.register import live
+from vllm_kangaroo.integration.register.seam import Seam
+from vllm_kangaroo.integration.register.seams import SEAMS
 
 TIGHT: dict[str, Any] = {
     "max_num_seqs": 6,
@@ -140,6 +146,29 @@ def test_every_wish_in_one_batch(pair: Pair) -> None:
     assert_close_logprobs(outputs[2].outputs[0].logprobs, expected[2].outputs[0].logprobs)
 
 
+def test_doctor_looks_at_the_objects_of_a_running_engine(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pair.drafter != "adapter":
+        pytest.skip("doctor starts a Kangaroo engine with an adapter")
+    monkeypatch.setattr(live, "demo_engine", lambda: nullcontext(pair.ours.llm))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    done = CliRunner().invoke(cli.app, ["doctor", "--live"])
+    assert done.exit_code == 0, done.output
+    count = sum(bool(seam.live) for seam in SEAMS)
+    assert f"{count} of {count} kinds of objects of a running engine as expected" in done.output
+    assert pair.ours.finish() == {} and pair.ours.core.scheduler.requests == {}
+
+    gone = Seam("vllm.x:Y", "read", "a test", live="scheduler", set_later=("running", "hue"))
+    nowhere = Seam("vllm.x:Y", "read", "a test", live="oracle")
+    monkeypatch.setattr(live.check_live, "__defaults__", ((gone, nowhere),))
+    done = CliRunner().invoke(cli.app, ["doctor", "--live"])
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert "vllm.x:Y has moved (the scheduler of a running engine lacks hue)" in said
+    assert "a running engine has no oracle" in said
+
+
 def test_seeded_requests(pair: Pair) -> None:
     """The same again. vLLM alone cannot: prompts in pieces end its CPU engine if a request has a seed."""
     if pair.drafter == "two groups":
@@ -152,9 +181,10 @@ def test_seeded_requests(pair: Pair) -> None:
     assert tokens_of(pair.ours.generate(PROMPTS, params)) == found
 
 
-def test_drawn_drafts_are_those_of_eager_passes(engines: Engines) -> None:
+@pytest.mark.parametrize("drafter", ["adapter", "hispec"])
+def test_drawn_drafts_are_those_of_eager_passes(engines: Engines, drafter: str) -> None:
     """Whose distribution is that of vLLM alone by chi-squared: ``test_probabilistic.py``."""
-    config = speculative_config("adapter", tiny_model(), str)
+    config = speculative_config(drafter, tiny_model(), str)
     config |= {"draft_sample_method": "probabilistic"}
     options = OPTIONS | {"temperature": 1.0}
     params = [sampling(seed=number, **options) for number in range(len(PROMPTS))]

@@ -27,6 +27,14 @@ def doctor(
             "--register", help="Print the whole register: why each seam is there and until when."
         ),
     ] = False,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Start the demo's small model, compiled as engines are, and look at the objects of the running engine "
+            "as well: about a minute.",
+        ),
+    ] = False,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -42,6 +50,8 @@ def doctor(
     problems = [*_versions(console), *(importing := _importing())]
     if not importing:
         problems += [*_device(console), *_seams(console)]
+        if live and not problems:
+            problems += _live(console)
     if ray is not None:
         from vllm_kangaroo.integration.ray.doctor import look_at_cluster
 
@@ -139,6 +149,26 @@ def _seams(console: Console) -> list[str]:
         for finding in findings
         if finding.problem
     ]
+
+
+def _live(console: Console) -> list[str]:
+    from vllm_kangaroo import environment
+    from vllm_kangaroo.integration.register.live import check_live, demo_engine, objects_of
+    from vllm_kangaroo.integration.register.versions import SUPPORTED_RANGE
+
+    environment.apply()
+    with demo_engine() as llm:
+        findings = check_live(objects_of(llm))
+    problems = [
+        f"{finding.seam.target} has moved ({finding.problem}): install a vLLM {SUPPORTED_RANGE}, or take out a plugin "
+        "that puts another object in its place."
+        for finding in findings
+        if finding.problem
+    ]
+    console.print(
+        f"{len(findings) - len(problems)} of {len(findings)} kinds of objects of a running engine as expected"
+    )
+    return problems
 
 
 def _other_plugins(finding: Finding) -> str:

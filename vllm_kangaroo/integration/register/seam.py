@@ -19,8 +19,8 @@ class Seam:
     attributes that its instances must have. ``process`` names the processes in which it matters; the offline ``LLM``
     is an API server here. ``upstream`` is vLLM's own issue, pull request or page about it, where one is known.
     ``until`` says when the entry can go. ``live`` names the object of a running engine that has ``parameters``, and
-    ``set_later``, which no source of the class shows. ``instead`` is what a patched vLLM has in its place (``patches/``), with
-    which it is out of use.
+    ``set_later``, which no source of the class shows: ``doctor --live`` looks (:mod:`.live`). ``instead`` is what a patched
+    vLLM has in its place (``patches/``), with which it is out of use.
     """
 
     target: str
