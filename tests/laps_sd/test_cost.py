@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log2
 
-from vllm_kangaroo.laps_sd.engine_time import Progress
+from vllm_kangaroo.laps_sd.engine_time import RequestProgress
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, RequestFacts
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
@@ -42,7 +42,7 @@ def comparisons_per_event(queued: int, events: int = 300) -> float:
         following += 1
         chosen = policy.select(4, now)
         now += 0.01
-        policy.report([Progress(name, 0, 1, 0, 1) for name in chosen], 0.01, now)
+        policy.report([RequestProgress(name, 0, 1, 0, 1) for name in chosen], 0.01, now)
         policy.remove(chosen[event % 4], output_tokens=3)
     return Counted.compared / events
 

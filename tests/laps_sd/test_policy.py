@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_kangaroo.laps_sd.build import build_policy
-from vllm_kangaroo.laps_sd.engine_time import Progress
+from vllm_kangaroo.laps_sd.engine_time import RequestProgress
 from vllm_kangaroo.laps_sd.lengths import HintedLengths, OracleLengths, RequestFacts
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError, LapsSdOptions, parse_options
@@ -27,7 +27,7 @@ def run(
     """That many rounds of one request alone; returns the time after them."""
     for _ in range(rounds):
         now += ROUND
-        policy.report([Progress(name, 0, 1, drafts, accepted + 1)], ROUND, now)
+        policy.report([RequestProgress(name, 0, 1, drafts, accepted + 1)], ROUND, now)
     return now
 
 
@@ -85,7 +85,7 @@ def test_a_host_that_tells_late_is_asked_before_a_request_stops():
     policy.add("a", facts(20), 0.0)
     policy.select(1, 0.0)
     now = run(policy, "a", 4, 0.0)
-    late = [Progress("a", 0, 15, 0, 15)]
+    late = [RequestProgress("a", 0, 15, 0, 15)]
 
     def catch_up(name: object) -> None:
         while late:
@@ -143,7 +143,7 @@ def test_a_lost_kv_counts_among_what_is_still_to_do():
     for name, tokens in (("a", 40), ("b", 44)):
         policy.add(name, facts(tokens), 0.0)
         policy.select(2, 0.0)
-        policy.report([Progress(name, 1, 0, 0, 1)], ROUND, 0.0)
+        policy.report([RequestProgress(name, 1, 0, 0, 1)], ROUND, 0.0)
         run(policy, name, 4, 1.0)
     assert policy.select(2, 2.0) == ["a", "b"]
     policy.evicted("a", 30)
@@ -157,9 +157,9 @@ def test_what_was_in_the_prefix_cache_is_not_still_to_do():
     policy = make()
     policy.add("a", RequestFacts(prompt_tokens=100, max_tokens=9, true_tokens=5), 0.0)
     policy.select(1, 0.0)
-    policy.report([Progress("a", 10)], ROUND, 0.1)
+    policy.report([RequestProgress("a", 10)], ROUND, 0.1)
     assert policy.request("a").prompt_left == 90
-    policy.report([Progress("a", 20, new_tokens=1)], ROUND, 0.2)
+    policy.report([RequestProgress("a", 20, new_tokens=1)], ROUND, 0.2)
     assert policy.request("a").prompt_left == 0
 
 
@@ -168,7 +168,7 @@ def test_service_is_shared_by_positions_and_adds_up():
     for name in "ab":
         policy.add(name, facts(10), 0.0)
     policy.select(2, 0.0)
-    policy.report([Progress("a", 0, 1, 5, 3), Progress("b", 0, 1, 1, 1)], 0.8, 0.8)
+    policy.report([RequestProgress("a", 0, 1, 5, 3), RequestProgress("b", 0, 1, 1, 1)], 0.8, 0.8)
     assert policy.request("a").attained == pytest.approx(0.6)
     assert policy.request("b").attained == pytest.approx(0.2)
 
@@ -181,7 +181,7 @@ def test_estimates_meet_what_happens_when_nothing_is_uncertain():
         policy.select(1, now)
         for _ in range(20):
             now += ROUND
-            policy.report([Progress(number, 0, 1, 4, 3)], ROUND, now)
+            policy.report([RequestProgress(number, 0, 1, 4, 3)], ROUND, now)
         policy.remove(number, output_tokens=60)
     for estimated, true in policy.stats.estimates:
         assert estimated == pytest.approx(true, rel=0.1)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import ceil
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_kangaroo.laps_sd.engine_time import Progress
+from vllm_kangaroo.laps_sd.engine_time import RequestProgress
 from vllm_kangaroo.laps_sd.lengths import EmpiricalLengths, HintedLengths, RequestFacts
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
+
+pytestmark = pytest.mark.slow
 
 STEP = 0.01
 Event = tuple[str, int, int]
@@ -75,7 +78,7 @@ class Host:
         self.now += STEP
         drafted = which % 4
         self.policy.report(
-            [Progress(name, 0, 1, drafted, 1 + min(drafted, amount)) for name in chosen],
+            [RequestProgress(name, 0, 1, drafted, 1 + min(drafted, amount)) for name in chosen],
             STEP,
             self.now,
         )
@@ -156,7 +159,7 @@ def test_nobody_waits_past_the_bound(
             assert waited <= bound
         assert max(now - each for each in last_ran.values()) <= bound
         now += STEP
-        policy.report([Progress(name, 0, 1, 0, 1) for name in chosen], STEP, now)
+        policy.report([RequestProgress(name, 0, 1, 0, 1) for name in chosen], STEP, now)
         for name in map(int, chosen):
             last_ran[name] = now
             served += name < elders

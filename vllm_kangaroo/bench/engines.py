@@ -145,14 +145,14 @@ def engine(
     settings: EngineSettings,
     speculative: dict[str, Any] | None = None,
     extension: str = "",
-    **more: Any,
+    **llm_arguments: Any,
 ) -> Iterator[Any]:
     """A running ``LLM``, shut down at the end.
 
     Args:
         speculative: a ``speculative_config``; None for vLLM alone.
         extension: vLLM's ``worker_extension_cls``.
-        more: further arguments of ``LLM``.
+        llm_arguments: further ones of ``LLM``.
 
     Raises:
         OptionError: if this package refuses the configuration.
@@ -160,7 +160,7 @@ def engine(
     """
     from vllm import LLM
 
-    arguments = settings.arguments() | {"worker_extension_cls": extension} | more
+    arguments = settings.arguments() | {"worker_extension_cls": extension} | llm_arguments
     if speculative is not None:
         if is_ours(speculative):
             speculative = models.completed(settings.model, speculative)

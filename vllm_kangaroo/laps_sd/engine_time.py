@@ -13,7 +13,7 @@ RequestId = str | int
 """vLLM's name of a request, or a simulation's number."""
 
 
-class Progress(NamedTuple):
+class RequestProgress(NamedTuple):
     """What one request did in one step, or in several of them told at once."""
 
     request_id: RequestId
@@ -38,7 +38,7 @@ class CostAverages:
         self._decoded = 0
         self._prefilled = 0
 
-    def charge(self, step: Sequence[Progress], seconds: float) -> list[float]:
+    def charge(self, step: Sequence[RequestProgress], seconds: float) -> list[float]:
         """Share the wall time of a step out by positions processed; the shares add up to it.
 
         Returns:

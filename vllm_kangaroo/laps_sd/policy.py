@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from vllm_kangaroo.laps_sd.acceptance import FLOOR, AcceptancePrior
-from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
+from vllm_kangaroo.laps_sd.engine_time import CostAverages, RequestId, RequestProgress
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
 from vllm_kangaroo.laps_sd.placement import Placement
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
@@ -187,14 +187,14 @@ class LapsSdPolicy:
         else:
             self._place_again(request)
 
-    def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
+    def report(self, step: Sequence[RequestProgress], seconds: float, now: float) -> None:
         """What a step did, how long it took, and when it ended. Requests that have been removed are skipped."""
         shares = self.costs.charge(step, seconds)
         self.follow_costs()
         for one, share in zip(step, shares, strict=True):
             self.account(one, share, now - seconds, now)
 
-    def account(self, one: Progress, seconds: float, began: float, ended: float) -> None:
+    def account(self, one: RequestProgress, seconds: float, began: float, ended: float) -> None:
         """What one request did in a step, or in several together: a host may tell of them later.
 
         Args:

@@ -9,7 +9,9 @@ import pytest
 
 from tests.integration.laps_sd.host import STEP_S, Host
 from vllm_kangaroo.integration.laps_sd.steps import StepLedger
-from vllm_kangaroo.laps_sd.engine_time import Progress
+from vllm_kangaroo.laps_sd.engine_time import RequestProgress
+
+pytestmark = pytest.mark.slow
 
 MANY = 6 * StepLedger.REPORTS_PER_STEP
 
@@ -28,11 +30,15 @@ def refill(host: Host, requests: int) -> None:
         host.add([5] * (1 + host.count % 20), max_tokens=200)
 
 
-def unreported_progress(host: Host, name: str) -> tuple[Progress, float]:
+def unreported_progress(host: Host, name: str) -> tuple[RequestProgress, float]:
     """What a request did, and seconds, that has not been reported yet."""
     ledger = host.scheduler._ledger
     account = ledger._accounts.get(name)
-    return ledger._unreported(account) if account and account.in_batch else (Progress(name), 0.0)
+    return (
+        ledger._unreported(account)
+        if account and account.in_batch
+        else (RequestProgress(name), 0.0)
+    )
 
 
 def unreported(host: Host, name: str) -> tuple[float, int]:

@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.e2e.kinds import LAYERS, make_kind
-
-WITHOUT_WEIGHTS = ("dbrx", "bailing")
+from tests.e2e.kinds import LAYERS, WITHOUT_WEIGHTS, make_kind
 
 
 def load(name: str, folder: str) -> tuple[Any, Any]:

@@ -18,7 +18,9 @@ from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.adapter.trainee import start_adapter
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run.target import Target, TargetError
-from vllm_kangaroo.training.run.trainer import Progress
+from vllm_kangaroo.training.run.trainer import RunState
+
+pytestmark = pytest.mark.slow
 
 
 def options(folder: Path, **changes: Any) -> AdapterTrainingOptions:
@@ -132,7 +134,7 @@ def test_restored_trainer_ends_with_the_same_weights(tmp_path: Path, targets: st
     target, windows = load(chosen), random_windows()
     whole = AdapterTrainer(target, windows, 20, chosen)
 
-    def after_step(progress: Progress) -> None:
+    def after_step(progress: RunState) -> None:
         if progress.step == 13:
             torch.save(whole.state(), tmp_path / "state.pt")
 
@@ -264,7 +266,7 @@ def test_best_weights_are_kept(tmp_path: Path, targets: str, key: str, other: st
     trainer = AdapterTrainer(load(chosen), random_windows(), 9, chosen)
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def after_step(progress: Progress) -> None:
+    def after_step(progress: RunState) -> None:
         figure = {3: 0.5, 6: 0.7, 9: 0.6}.get(progress.step, 0.0)
         seen[progress.step] = [p.detach().clone() for p in adapter(trainer).parameters()]
         trainer.keep_best({1: {key: figure, other: progress.step / 10}})

@@ -18,7 +18,9 @@ from vllm_kangaroo.training.exits.exit_loss import backward, exit_weights
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
 from vllm_kangaroo.training.exits.exit_trainer import ExitTrainer
 from vllm_kangaroo.training.exits.layer_dropout import draw, hooked, probabilities
-from vllm_kangaroo.training.run.trainer import Progress
+from vllm_kangaroo.training.run.trainer import RunState
+
+pytestmark = pytest.mark.slow
 
 
 def options(**changes: Any) -> ExitTrainingOptions:
@@ -155,7 +157,7 @@ def test_restored_trainer_ends_with_the_same_weights(tmp_path: Path, optimizer: 
     more: dict[str, Any] = {"optimizer": optimizer, "long_window": 48, "long_share": 0.5}
     whole = trainer(tmp_path, 20, long=True, **more)
 
-    def after_step(progress: Progress) -> None:
+    def after_step(progress: RunState) -> None:
         if progress.step == 13:
             torch.save(whole.state(), tmp_path / "state.pt")
 

@@ -17,7 +17,7 @@ from vllm_kangaroo.training.adapter.adapter_trainer import AdapterTrainer
 from vllm_kangaroo.training.data.windows import Windows
 from vllm_kangaroo.training.run import parallel
 from vllm_kangaroo.training.run.target import Target
-from vllm_kangaroo.training.run.trainer import Progress
+from vllm_kangaroo.training.run.trainer import RunState
 
 STEPS = 12
 RESULT = "result-{}-{}.pt"
@@ -67,7 +67,7 @@ def train(folder: Path, shard: bool, targets: str) -> dict[str, Any]:
     bare = trainer.measure(held_out, bare=True)
     half = folder / f"half-{targets}-{parallel.rank()}.pt"
 
-    def after_step(progress: Progress) -> None:
+    def after_step(progress: RunState) -> None:
         if progress.step == STEPS // 2:
             torch.save(trainer.state(), half)
 

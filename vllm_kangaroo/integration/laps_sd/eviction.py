@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_kangaroo.integration.register.stand_in import StandIn
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 
 
@@ -30,30 +31,28 @@ class BlockEviction:
         self._policy = policy
         self._paused = paused
         self._evict = evict
-        self._allocate_slots = scheduler.kv_cache_manager.allocate_slots
-        self._watching = False
+        manager = scheduler.kv_cache_manager
+        self._watch = StandIn(manager, "allocate_slots", self._evicting)
         self._short_of_blocks: str | None = None
         """A chosen request that found no blocks in the step before."""
 
     def watch_allocation(self, scarce: bool) -> None:
         """Stand in for vLLM's allocation in steps in which blocks may run out; its own is called faster."""
-        if scarce != self._watching:
-            self._watching = scarce
-            manager = self._scheduler.kv_cache_manager
-            if scarce:
-                manager.allocate_slots = self._allocate_or_evict
-            else:
-                del manager.allocate_slots
+        self._watch.switch(scarce)
 
-    def _allocate_or_evict(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+    def _evicting(self, allocate_slots: Callable[..., Any]) -> Callable[..., Any]:
         """vLLM's allocation; while it finds no blocks, the paused give theirs."""
-        blocks = self._allocate_slots(request, *args, **kwargs)
-        while blocks is None and self._paused:
-            self.evict_paused()
-            blocks = self._allocate_slots(request, *args, **kwargs)
-        if blocks is None and request.status != RequestStatus.RUNNING:
-            self._short_of_blocks = request.request_id
-        return blocks
+
+        def allocate_or_evict(request: Request, *args: Any, **kwargs: Any) -> Any:
+            blocks = allocate_slots(request, *args, **kwargs)
+            while blocks is None and self._paused:
+                self.evict_paused()
+                blocks = allocate_slots(request, *args, **kwargs)
+            if blocks is None and request.status != RequestStatus.RUNNING:
+                self._short_of_blocks = request.request_id
+            return blocks
+
+        return allocate_or_evict
 
     def evict_paused(self) -> None:
         """Take the blocks of the least urgent paused request; there must be one."""

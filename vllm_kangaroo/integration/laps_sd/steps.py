@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_kangaroo.laps_sd.engine_time import Progress, RequestId
+from vllm_kangaroo.laps_sd.engine_time import RequestId, RequestProgress
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 from vllm_kangaroo.laps_sd.request_state import RequestState
 
@@ -193,14 +193,14 @@ class StepLedger:
             self._leave_batch(name, account)
             self._batch = []
 
-    def _unreported(self, account: _Account) -> tuple[Progress, float]:
+    def _unreported(self, account: _Account) -> tuple[RequestProgress, float]:
         """What a request did, and the seconds charged for it, since its last report."""
         request, prompt, rounds = account.request, account.prompt, 0
         if account.decoding:
             rounds = self._rounds - account.rounds - account.idle_rounds
         tokens = request.num_output_tokens - account.state.done
         seconds = self._seconds - account.seconds + account.extra_s
-        return Progress(request.request_id, prompt, rounds, 0, tokens), seconds
+        return RequestProgress(request.request_id, prompt, rounds, 0, tokens), seconds
 
     def _report(self, account: _Account) -> None:
         if account.rounds != self._rounds:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from vllm_kangaroo.laps_sd.engine_time import CostAverages, Progress, RequestId
+from vllm_kangaroo.laps_sd.engine_time import CostAverages, RequestId, RequestProgress
 from vllm_kangaroo.laps_sd.lengths import LengthPredictor, RequestFacts
 from vllm_kangaroo.laps_sd.simulator.true_work import TrueWork
 
@@ -24,7 +24,7 @@ class SimulatedPolicy(Protocol):
     def select(self, capacity: int, now: float) -> list[RequestId]:
         """The requests to run next."""
 
-    def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
+    def report(self, step: Sequence[RequestProgress], seconds: float, now: float) -> None:
         """What a step did."""
 
 
@@ -83,7 +83,7 @@ class KeyPolicy:
             running.append(heappop(ready)[2])
         return running
 
-    def report(self, step: Sequence[Progress], seconds: float, now: float) -> None:
+    def report(self, step: Sequence[RequestProgress], seconds: float, now: float) -> None:
         """See :class:`SimulatedPolicy`."""
         shares = self.costs.charge(step, seconds)
         for one, share in zip(step, shares, strict=True):

@@ -9,7 +9,7 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_kangaroo.laps_sd.engine_time import Progress, RequestId
+from vllm_kangaroo.laps_sd.engine_time import RequestId, RequestProgress
 from vllm_kangaroo.laps_sd.lengths import RequestFacts
 from vllm_kangaroo.laps_sd.simulator.baselines import SimulatedPolicy
 from vllm_kangaroo.laps_sd.simulator.step_time import StepTime
@@ -42,7 +42,7 @@ class _Stream:
         self.done = [0] * count
         self.lengths = [each.true_tokens or 1 for each in facts]
 
-    def prompt(self, request: int, budget: int) -> Progress:
+    def prompt(self, request: int, budget: int) -> RequestProgress:
         """Run a chunk of a prompt; its end gives the first token."""
         chunk = min(self.prompt_left[request], budget)
         self.prompt_left[request] -= chunk
@@ -50,9 +50,9 @@ class _Stream:
         tokens = 0
         if not self.prompt_left[request]:
             tokens = self.done[request] = 1
-        return Progress(request, prompt_tokens=chunk, new_tokens=tokens)
+        return RequestProgress(request, prompt_tokens=chunk, new_tokens=tokens)
 
-    def decode(self, request: int, count: int) -> Progress:
+    def decode(self, request: int, count: int) -> RequestProgress:
         """Run that many rounds, or what is left of them."""
         at = self.at[request]
         accepted = self.rounds[request][at : at + count]
@@ -62,7 +62,7 @@ class _Stream:
         tokens = min(total + count, self.lengths[request] - self.done[request])
         self.done[request] += tokens
         self.kv[request] += total + count
-        return Progress(request, 0, count, self.drafts * count, tokens)
+        return RequestProgress(request, 0, count, self.drafts * count, tokens)
 
     def ended(self, request: int) -> bool:
         return not self.prompt_left[request] and self.at[request] >= len(self.rounds[request])
@@ -128,7 +128,7 @@ def _step(
     token_budget: int,
     stride: int,
     until_arrival: float,
-) -> tuple[list[Progress], float]:
+) -> tuple[list[RequestProgress], float]:
     """One step of the engine, or as many alike as may be taken in one go."""
     ids = [int(each) for each in chosen]
     prompts = [each for each in ids if stream.prompt_left[each]]
@@ -166,7 +166,7 @@ def _rounds_that_grow(
     seconds: float,
     times: int,
     until_arrival: float,
-) -> tuple[list[Progress], float]:
+) -> tuple[list[RequestProgress], float]:
     """Up to that many rounds, each longer than the last by the positions it adds to those that are read."""
     total, done = seconds, 1
     while done < times and total < until_arrival:

@@ -13,7 +13,7 @@ from vllm_kangaroo.training.run.curve import Row, write_curve
 from vllm_kangaroo.training.run.progress import loss_note, training_progress
 from vllm_kangaroo.training.run.state import ResumeError, load_state, remove_state, save_state
 from vllm_kangaroo.training.run.step_interrupts import StopNow, between_steps
-from vllm_kangaroo.training.run.trainer import Figures, Progress, Trainer
+from vllm_kangaroo.training.run.trainer import Figures, RunState, Trainer
 from vllm_kangaroo.training.run.training_options import TrainingOptions
 
 CONFIG_FILE = "config.json"
@@ -118,7 +118,7 @@ class TrainingRun:
             between_steps() as stop_if_asked,
         ):
 
-            def after_step(progress: Progress) -> None:
+            def after_step(progress: RunState) -> None:
                 nonlocal seen
                 if progress.step % options.eval_every == 0 and progress.step < steps:
                     figures = measure()

@@ -14,7 +14,7 @@ Figures = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunState:
     """Where a run is: steps done, smoothed loss in nats, seconds spent."""
 
     step: int = 0
@@ -32,7 +32,7 @@ class Trainer(ABC):
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.steps = steps
-        self.progress = Progress()
+        self.progress = RunState()
         self._clock = clock
 
     @abstractmethod
@@ -59,9 +59,9 @@ class Trainer(ABC):
         if new is not None:
             loss = new if math.isnan(loss) else 0.98 * loss + 0.02 * new
         seconds = self.progress.seconds + self._clock() - begin
-        self.progress = Progress(done + 1, loss, seconds)
+        self.progress = RunState(done + 1, loss, seconds)
 
-    def run(self, after_step: Callable[[Progress], None]) -> None:
+    def run(self, after_step: Callable[[RunState], None]) -> None:
         """Step until `steps` are done, calling ``after_step`` each time."""
         while self.progress.step < self.steps:
             self.step()
