@@ -28,13 +28,21 @@ def clone(tmp_path: Path) -> Clone:
     return Clone(tmp_path / "clone")
 
 
-def test_set_up_then_nothing_then_only_what_changed(clone: Clone):
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A project that has been set up, as every test leaves it."""
+    clone = Clone(tmp_path_factory.mktemp("ready") / "clone")
     first = clone.set_up()
     assert first.returncode == 0, first.stderr
     assert [line[:5] for line in first.stdout.splitlines()[:4]] == [
         f"[{n}/4]" for n in (1, 2, 3, 4)
     ]
     assert {"tiny", "torch", "small"} <= clone.installed()
+    return clone
+
+
+def test_set_up_then_nothing_then_only_what_changed(ready: Clone):
+    clone = ready
 
     # With nothing to install from and no compiler, only a run that does nothing can succeed.
     nothing = {"PIP_FIND_LINKS": "/nowhere", "PATH": "/nowhere"}
@@ -80,8 +88,9 @@ def test_killed_set_up_is_repaired(clone: Clone):
     assert clone.set_up().stdout == ""
 
 
-def test_moved_project_is_set_up_again(clone: Clone):
-    assert clone.set_up().returncode == 0
+def test_moved_project_is_set_up_again(ready: Clone):
+    clone = ready
+    assert clone.set_up().stdout == ""
     clone.root = clone.root.rename(clone.root.with_name("elsewhere"))
     clone.wheels = clone.root / "wheelhouse"
     again = clone.set_up()
@@ -173,8 +182,9 @@ def test_no_python_that_is_supported(tmp_path: Path):
     assert run.stderr.count("\n") == 1
 
 
-def test_python_asked_for_replaces_the_one_in_use(clone: Clone, tmp_path: Path):
-    assert clone.set_up().returncode == 0
+def test_python_asked_for_replaces_the_one_in_use(ready: Clone):
+    clone = ready
+    assert clone.set_up().stdout == ""
     cfg = clone.root / ".venv" / "pyvenv.cfg"
     cfg.write_text(re.sub(r"(?m)^version = .*$", "version = 3.13.0", cfg.read_text()))
     if sys.version_info[:2] == (3, 13):

@@ -13,6 +13,8 @@ import torch
 from vllm_kangaroo import tiny_model
 
 LAYERS = 4
+WITHOUT_WEIGHTS = ("dbrx", "bailing")
+"""vLLM loads their weights under other names than Transformers saves them: to be started with ``load_format="dummy"``."""
 VOCAB: dict[str, Any] = {
     "vocab_size": 4096,
     "bos_token_id": 1,
@@ -63,7 +65,6 @@ KINDS: dict[str, Callable[[], Any]] = {
     "persimmon": lambda: _made("PersimmonForCausalLM", SHAPE | {"num_key_value_heads": 2}),
     # The causal-LM class divides after the decoder.
     "minicpm": lambda: _made("LlamaForCausalLM", SHAPE),
-    # Without weights, as vLLM loads them under other names than Transformers saves them.
     "dbrx": lambda: _made(
         "DbrxForCausalLM",
         VOCAB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -194,6 +195,35 @@ def test_requests_that_join_half_way(drafter: Drafter, expected: list[list[list[
         ended |= engine.finish()
     assert [ended[str(number)] for number in range(len(mixed()))] == [f for (f,) in expected]
     drafter.check(rounds)
+
+
+@pytest.mark.parametrize("broken", [(1, 0), (0, 1), (-1, 0), (0, -1), (2, 2)])
+def test_broken_frontiers_cost_one_request_its_drafts(
+    drafter: Drafter,
+    expected: list[list[list[int]]],
+    broken: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An invariant that does not hold ends no engine, changes no token, and takes no other request's drafts."""
+    engine = drafter.engine()
+    ladder, settle = engine.ladder, engine.ladder.settle
+    may_draft: list[list[bool]] = []
+
+    def breaking(slots: Any, lengths: Any) -> Any:
+        if len(may_draft) % 4 == 1:
+            ladder.frontiers[slots[len(slots) // 2]] += broken
+        may_draft.append(settle(slots, lengths).tolist())
+        return np.array(may_draft[-1])
+
+    monkeypatch.setattr(ladder, "settle", breaking)
+    engine.flush()
+    before, totals = ladder.counters.defects, engine.totals.accepted
+    assert tokens_of(engine.generate(mixed(), **OPTIONS)) == expected
+    engine.flush()
+    hurt = [rows for rows in may_draft if not all(rows)]
+    assert len(hurt) > 3 and all(rows.count(False) == 1 for rows in hurt)
+    assert ladder.counters.defects - before == len(hurt)
+    assert engine.totals.accepted - totals > len(mixed()), "hardly any draft was accepted"
 
 
 def kv_blocks(engine: Engine, prompt: list[int], most: int) -> tuple[list[int], dict[str, Tensor]]:

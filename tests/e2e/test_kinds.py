@@ -5,29 +5,52 @@ That the parts together are the whole is tried on every kind in ``tests/integrat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.model_executor.model_loader import dummy_loader
 
 from tests.e2e.checkpoints import make_adapter, make_model
 from tests.e2e.engines import Engines, tokens_of
-from tests.e2e.kinds import LAYERS, make_kind
+from tests.e2e.kinds import LAYERS, WITHOUT_WEIGHTS, make_kind
 
 PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(6)]
 OPTIONS: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
 SMALL: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 6}
-SERVED = ("gpt2", "opt", "minicpm", "olmo")
-"""One of each way: positions by another name, layers within, a division after the decoder, vLLM's backend."""
+SERVED = (
+    # positions by another name, no residual between layers
+    *("gpt2", "gptj", "bloom", "falcon", "granite"),
+    "opt",  # layers within
+    "minicpm",  # a division after the decoder
+    *("olmo", "smollm3", "persimmon"),  # vLLM's backend for Transformers
+    *WITHOUT_WEIGHTS,  # mixtures of experts
+)
+
+
+@pytest.fixture
+def few_engines() -> Iterator[Engines]:
+    """Of one test, as no other one has its model."""
+    started = Engines()
+    yield started
+    started.close()
 
 
 @pytest.mark.parametrize("kind", SERVED)
 def test_tokens_are_those_of_vllm_alone(
-    engines: Engines, kind: str, tmp_path_factory: pytest.TempPathFactory
+    few_engines: Engines, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engines = few_engines
+    # vLLM's own dummy weights are so small that no layer changes what the embedding says.
+    large = partial(dummy_loader.initialize_single_dummy_weight, low=-0.2, high=0.2)
+    monkeypatch.setattr(dummy_loader, "initialize_single_dummy_weight", large)
     arguments = {
-        "model": make_kind(kind, tmp_path_factory.mktemp(kind)),
+        "model": make_kind(kind, tmp_path),
         "trust_remote_code": True,
         "max_model_len": 128,
+        "load_format": "dummy" if kind in WITHOUT_WEIGHTS else "auto",
         **SMALL,
     }
     config = {

@@ -23,7 +23,9 @@ from vllm_kangaroo.bench.prompts import encode, load_prompts
 from vllm_kangaroo.demo.models import TINY
 
 NEAR_TIE = 0.25
-OPTIONS: dict[str, Any] = {"max_tokens": 64, "ignore_eos": True}
+OPTIONS: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
+FAULTY = 8
+"""Prompts that show a planted fault; every pass is dear on processors without bf16 arithmetic."""
 ENGINE: dict[str, Any] = {"dtype": "bfloat16", "max_num_seqs": 32}
 # Half of the layers draft, and always as much as they may: a fault of theirs reaches many positions.
 OWN_HEAD = {"exit_layer": 6, "confidence_threshold": 0.0}
@@ -51,9 +53,10 @@ class Plain:
     reference: Reference
 
     def partings(self, found: Sequence[Sequence[int]]) -> list[Parting]:
+        """Of outputs of the first prompts."""
         return [
             self._parting(prompt, theirs, ours)
-            for prompt, theirs, ours in zip(self.prompts, self.outputs, found, strict=True)
+            for prompt, theirs, ours in zip(self.prompts, self.outputs, found, strict=False)
             if list(ours) != theirs
         ]
 
@@ -65,22 +68,23 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def plain(engines: Engines) -> Plain:
-    prompts = list(mixed())
+    # Short ones first; then those that begin with a story.
+    prompts = sorted(mixed(), key=len)
     prompts += [encode(tokenizer(), prompt) for prompt in load_prompts(TINY.prompts)]
     outputs = tokens_of(engines.plain(**ENGINE).generate(prompts, **OPTIONS))
     reference = Reference(tiny_model(), OWN_HEAD["exit_layer"])
     return Plain(prompts, [sample for (sample,) in outputs], reference)
 
 
-def generate(engine: Engine, plain: Plain) -> list[list[int]]:
-    return [sample for (sample,) in tokens_of(engine.generate(plain.prompts, **OPTIONS))]
+def generate(engine: Engine, prompts: Sequence[list[int]]) -> list[list[int]]:
+    return [sample for (sample,) in tokens_of(engine.generate(prompts, **OPTIONS))]
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_outputs_part_at_near_ties_only(engines: Engines, plain: Plain, drafter: str) -> None:
     engine = engines.kangaroo(options=DRAFTERS[drafter], **ENGINE)
     with engine.drafting() as gain:
-        found = generate(engine, plain)
+        found = generate(engine, plain.prompts)
     assert gain.totals.accepted < gain.totals.drafted, "no draft was rejected"
     partings = plain.partings(found)
     assert all(parting.gap <= NEAR_TIE for parting in partings), partings
@@ -117,5 +121,5 @@ def test_a_planted_fault_parts_where_there_is_no_tie(
 ) -> None:
     engine = engines.kangaroo(options=OWN_HEAD, **ENGINE)
     plant(engine, monkeypatch)
-    partings = plain.partings(generate(engine, plain))
+    partings = plain.partings(generate(engine, plain.prompts[:FAULTY]))
     assert max(parting.gap for parting in partings) > 2 * NEAR_TIE, partings

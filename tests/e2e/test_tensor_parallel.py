@@ -1,4 +1,4 @@
-"""Two ranks that share every layer: each drafts for itself, and they must draft the same."""
+"""Two ranks that share every layer: each drafts for itself, and they must draft the same, drawn drafts as well."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(4)]
 TOKENS = 48
 
 
-def run(model: str, **arguments: Any) -> tuple[list[list[list[int]]], list[dict[str, Any]]]:
-    """Tokens of the prompts' continuations, and every rank's counters if there is a ladder."""
+Tokens = list[list[list[int]]]
+
+
+def run(model: str, *batches: Any, **arguments: Any) -> tuple[list[Tokens], list[dict[str, Any]]]:
+    """Tokens of the prompts' continuations for each batch's sampling parameters, and every rank's counters at last."""
     from vllm import LLM
 
     llm = LLM(
@@ -25,17 +28,16 @@ def run(model: str, **arguments: Any) -> tuple[list[list[list[int]]], list[dict[
         enforce_eager=True,
         max_model_len=256,
         num_gpu_blocks_override=64,
-        tensor_parallel_size=2,
         **arguments,
     )
     try:
         given: Any = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-        outputs = llm.generate(given, sampling(max_tokens=TOKENS, ignore_eos=True), use_tqdm=False)
+        found = [tokens_of(llm.generate(given, params, use_tqdm=False)) for params in batches]
         drafting = "speculative_config" in arguments
         counters = llm.collective_rpc("early_exit_counters") if drafting else []
     finally:
         llm.llm_engine.engine_core.shutdown()
-    return tokens_of(outputs), counters
+    return found, counters
 
 
 def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,14 +51,28 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
         "verify_exit_layer": 4,
         "draft_adapter": make_adapter(model, 2, tmp_path / "adapter"),
         "lookup": {"confidence_threshold": 0.3},
+        "draft_sample_method": "probabilistic",
     }
-    expected, _ = run(model)
-    found, ranks = run(model, speculative_config=hispec)
+    options = {"max_tokens": TOKENS, "ignore_eos": True}
+    greedy = sampling(**options)
+    drawn = [
+        sampling(temperature=0.8, seed=at, **options | {"max_tokens": 24})
+        for at in range(len(PROMPTS))
+    ]
+    (expected,), _ = run(model, greedy, tensor_parallel_size=2)
+    # What is drawn on one rank, whose distribution is that of vLLM alone: test_probabilistic.py.
+    with monkeypatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", str(cores[0]))
+        (_, alone), _ = run(model, greedy, drawn, speculative_config=hispec)
+    (found, shared), ranks = run(
+        model, greedy, drawn, speculative_config=hispec, tensor_parallel_size=2
+    )
     assert found == expected
+    assert shared == alone
     assert len(ranks) == 2
     for counters in ranks:
         check_counters(counters)
-        assert counters["passes"][-1] < TOKENS, "no draft was accepted"
+        assert counters["passes"][-1] < TOKENS + 24, "no draft was accepted"
         assert counters["drafted"] > 0 and counters["lookup_accepted"] > 0
     timeless = [{k: v for k, v in each.items() if "seconds" not in k} for each in ranks]
     assert timeless[0] == timeless[1]
