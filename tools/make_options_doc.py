@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.laps_sd.policy_options import LapsSdOptions
 from vllm_kangaroo.options import OPTIONS
 
@@ -28,7 +29,11 @@ TYPES = {"boolean": "true or false", "integer": "integer", "number": "number", "
 def page() -> str:
     """The whole page."""
     methods = [section(name, model) for name, model in OPTIONS.items()]
-    others = [section("lookup", LookupOptions), section("LAPS-SD", LapsSdOptions)]
+    others = [
+        section("lookup", LookupOptions),
+        section("goodput", GoodputOptions),
+        section("LAPS-SD", LapsSdOptions),
+    ]
     return "\n".join([HEAD, *methods, *others])
 
 

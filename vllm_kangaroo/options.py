@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.complaints import first_complaint
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 
 if TYPE_CHECKING:
     from vllm_kangaroo.methods.hispec import HiSpecOptions as HiSpecOptions
@@ -74,6 +75,9 @@ class EarlyExitPlan(BaseModel):
     lookup: LookupOptions | None = Field(
         default=None, description="How drafts are looked up, or None where none are."
     )
+    goodput: GoodputOptions | None = Field(
+        default=None, description="How it is decided what drafts pay, or None where it is not."
+    )
 
     @property
     def lookup_tokens(self) -> int:
@@ -100,6 +104,7 @@ class MethodOptions(BaseModel):
         "confidence_threshold": "choose a probability between 0 and 1, such as 0.6",
         "draft_sample_method": "choose greedy or probabilistic",
         **LookupOptions.remedies,
+        **GoodputOptions.remedies,
     }
     """What to do about a wrong value, by option."""
     method: str
@@ -231,13 +236,16 @@ def parse_options(config: Mapping[str, Any]) -> MethodOptions:
         raise OptionError(_sentence(error, options)) from None
 
 
+_OBJECTS: dict[str, type[BaseModel]] = {"lookup": LookupOptions, "goodput": GoodputOptions}
+"""Options that may be objects with keys of their own."""
+
+
 def _sentence(error: ValidationError, model: type[MethodOptions]) -> str:
     wrong = first_complaint(error)
     given = f"speculative_config[{wrong.key!r}]={wrong.value!r}"
     if wrong.kind == "unknown":
-        within = len(wrong.place) > 1
-        known = ", ".join(sorted((LookupOptions if within else model).model_fields))
-        whose = "lookup" if within else "this method"
+        whose = str(wrong.place[0]) if len(wrong.place) > 1 else "this method"
+        known = ", ".join(sorted(_OBJECTS.get(whose, model).model_fields))
         return f"{given} is not an option of {whose}: use one of {known}."
     return f"{given} is refused ({wrong.said}): {model.remedies.get(wrong.key, 'correct it')}."
 

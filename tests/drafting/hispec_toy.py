@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tests.ladder.toy import VOCAB, ToyTiers
-from vllm_kangaroo.drafting.hispec import draft
+from vllm_kangaroo.drafting.hispec import draft, propose
 from vllm_kangaroo.drafting.kangaroo import Drafters, Drafts
 from vllm_kangaroo.ladder.spans import Spans
 from vllm_kangaroo.ladder.store import State
+from vllm_kangaroo.options import EarlyExitPlan
 
 Verdict = Callable[[str, int, int, int], int]
 """Request, position of the draft, the draft, the honest verdict -> the verdict."""
@@ -86,6 +89,7 @@ class HiSpecToy(ToyTiers):
         self.rounds: list[list[str]] = []
         self.drafting = False
         self.verdict: Verdict = VERDICTS["honest"]
+        self.pace: Any = None
 
     def head(self, stream: Tensor) -> tuple[Tensor, Tensor]:
         """A token's successor in the vocabulary is the likely one, unless the layers say otherwise."""
@@ -151,25 +155,44 @@ class HiSpecToy(ToyTiers):
 
     def draft(self, requests: dict[str, list[int]], settings: dict[str, Settings]) -> Drafts:
         """Fill buffers; every request's last token has not been run."""
-        self.attention.requests = list(requests)
         (per_round,) = {each.per_round for each in settings.values()}
         (threshold,) = {each.threshold for each in settings.values()}
-        drafters = Drafters(
+        return draft(
+            self.ladder,
+            self.drafters(requests, settings),
+            self.draft_pass,
+            self.check_pass,
+            self.attention,
+            tokens_per_round=per_round,
+            threshold=threshold,
+        )
+
+    def propose(self, requests: dict[str, list[int]], settings: dict[str, Settings]) -> Drafts:
+        """The same as an engine asks for it."""
+        (per_round,) = {each.per_round for each in settings.values()}
+        passes: Any = SimpleNamespace(draft=self.draft_pass, verifier=self.check_pass)
+        plan = EarlyExitPlan(
+            method="hispec",
+            exits=self.exits,
+            adapters=(None, None),
+            num_speculative_tokens=max(each.limit for each in settings.values()),
+            confidence_threshold=0.0,
+            tokens_per_round=per_round,
+        )
+        drafters = self.drafters(requests, settings)
+        return propose(self.ladder, drafters, passes, self.attention, plan, None)
+
+    def drafters(self, requests: dict[str, list[int]], settings: dict[str, Settings]) -> Drafters:
+        """The requests of a step."""
+        self.attention.requests = list(requests)
+        return Drafters(
             rows=np.arange(len(requests)),
             slots=self.ladder.slots(list(requests)),
             starts=np.array([len(tokens) - 1 for tokens in requests.values()]),
             token_ids=[tokens[-1] for tokens in requests.values()],
             limits=np.array([settings[name].limit for name in requests]),
             stop_ids=[settings[name].stop_ids for name in requests],
-        )
-        return draft(
-            self.ladder,
-            drafters,
-            self.draft_pass,
-            self.check_pass,
-            self.attention,
-            tokens_per_round=per_round,
-            threshold=threshold,
+            pace=self.pace,
         )
 
     # -- from scratch ------------------------------------------------------------------------

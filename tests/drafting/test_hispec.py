@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,3 +198,68 @@ def generate(
             each = {name: Settings(limits[name], wanted.per_round) for name in drafting}
             buffers |= zip(drafting, toy.draft(drafting, each).token_ids, strict=True)
     return [own[-count:] for own in requests.values()], accepted
+
+
+class Coin:
+    """A pace that ends rounds at will, and remembers what it was told."""
+
+    checks = True
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.told: list[tuple[int, int, int]] = []
+
+    def keep(self, places: Sequence[int], confidences: Sequence[float], may: Sequence[bool]) -> Any:
+        return may
+
+    def another(
+        self,
+        places: Sequence[int],
+        drafted: Sequence[int],
+        agreed: Sequence[int],
+        gained: Sequence[int],
+        may: Sequence[bool],
+    ) -> list[bool]:
+        self.told += zip(drafted, agreed, gained, strict=True)
+        return [allowed and self.random.random() < 0.6 for allowed in may]
+
+
+@given(prompts, exits, verdicts, st.integers(1, MOST), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_a_pace_ends_buffers_between_rounds(
+    prompts: list[list[int]],
+    exits: tuple[int, int, int],
+    verdict: str,
+    per_round: int,
+    seed: int,
+) -> None:
+    """What is in a buffer is what it would hold without one, up to some round."""
+    toy = HiSpecToy(exits, width=MOST + 1)
+    toy.verdict = VERDICTS[verdict]
+    requests = {f"request {at}": prompt for at, prompt in enumerate(prompts)}
+    wanted = {name: Settings(MOST, per_round, verdict=toy.verdict) for name in requests}
+    primed(toy, requests)
+    toy.pace = pace = Coin(seed)
+    drafts = toy.draft(requests, wanted)
+    for name, own in zip(requests, drafts.token_ids, strict=True):
+        whole = toy.reference(name, requests[name], wanted[name]).token_ids
+        assert own == whole[: len(own)]
+        assert own
+    assert sum(gained for _, _, gained in pace.told) == sum(map(len, drafts.token_ids))
+    for drafted, agreed, gained in pace.told:
+        assert agreed <= drafted and gained == agreed + (agreed < drafted)
+
+
+def test_a_pace_may_leave_the_verifier_out() -> None:
+    """The drafts of the first exit then stand as they are, for the full model to verify."""
+    toy = HiSpecToy((1, 2, 4), width=MOST + 1)
+    requests = {"a": [1, 2, 3, 4]}
+    primed(toy, requests)
+    toy.pace = pace = Coin(0)
+    pace.checks = False
+    wanted = {"a": Settings(MOST, 1)}
+    drafts = toy.propose(requests, wanted)
+    assert len(drafts.token_ids[0]) == MOST
+    assert not pace.told and not toy.rounds
+    verified = toy.complete({"a": [*requests["a"], *drafts.token_ids[0]]}, {"a": 3})
+    assert len(verified) == 1

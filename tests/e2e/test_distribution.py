@@ -22,6 +22,7 @@ from vllm.v1.sample import rejection_sampler
 
 from tests.e2e.checkpoints import make_adapter, make_model
 from tests.e2e.engines import Engine, Engines, Totals, tokens_of
+from tests.e2e.fixed_costs import fix
 from tests.e2e.reference import Reference
 
 TRIALS = int(os.environ.get("KANGAROO_TRIALS", "6000"))
@@ -49,6 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter": ("adapter", {"temperature": 1.0, "top_k": 10}),
     "two exits": ("hispec", {"temperature": 1.0, "top_p": 0.95}),
     "lookup": ("lookup", {"temperature": 1.0, "top_k": 12}),
+    "drafts that are weighed": ("goodput", {"temperature": 1.0}),
     "lookup beside drawn drafts": ("drawn and lookup", {"temperature": 0.8}),
 }
 REPEATING = [1, 3, 0, 9, 3, 1, 9, 3, 2, 9, 3, 4, 9, 3, 5, 9, 3, 9, 9, 3, 10, 9, 3, 11, 9, 3]
@@ -71,8 +73,13 @@ class Sampled:
             "hispec": {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 2},
         }
         configs["lookup"] = configs["own head"] | {"lookup": {"confidence_threshold": 0.0}}
+        weighed = {"draft_sample_method": "probabilistic", "goodput": {"profile": False}}
+        configs["goodput"] = configs["own head"] | weighed | {"confidence_threshold": 0.0}
         configs["drawn and lookup"] = configs["lookup"] | {"draft_sample_method": "probabilistic"}
-        return self.engines.get(model=self.model, speculative_config=configs[drafter], **ENGINE)
+        found = self.engines.get(model=self.model, speculative_config=configs[drafter], **ENGINE)
+        if drafter == "goodput":
+            fix(found, draft=0.02, token=0.0005)
+        return found
 
     def draw(
         self, drafter: str, trials: int, options: dict[str, Any]
@@ -91,6 +98,9 @@ class Sampled:
                     options["seed"] += more
         counters = gain.counters
         assert counters["defects"] == 0
+        if drafter == "goodput":
+            lengths = engine.proposer.goodput.controller.stats.lengths
+            assert min(lengths[1:3]) > trials / 50, "confidences decide next to nothing"
         if "lookup" in drafter:
             assert counters["rounds"] > trials / 4, "few drafts of the exit"
             assert trials / 4 < counters["lookup_rounds"], "few drafts were looked up"

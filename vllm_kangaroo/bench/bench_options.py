@@ -48,6 +48,52 @@ class RunOptions(EngineOptions):
     rounds: int = Field(default=3, ge=1, description="Runs of each engine, in turns.")
 
 
+class GoodputBenchOptions(RunOptions):
+    """``bench goodput``."""
+
+    batch_size: tuple[int, ...] = Field(  # type: ignore[assignment]
+        default=(1, 2, 4, 8, 16, 32, 64),
+        description="Prompts generated at once; may be repeated.",
+    )
+    lengths: tuple[int, ...] = Field(
+        default=(1, 2, 4, 6),
+        description="Fixed numbers of drafts to compare with; may be repeated.",
+    )
+    speculative_config: str = Field(
+        default='{"method": "kangaroo"}', description="As vLLM takes it, in JSON, without goodput."
+    )
+    png: Path | None = Field(default=None, description="Draw the picture here.")
+
+    def settings(self) -> EngineSettings:
+        """Of the engines."""
+        self._check()
+        return EngineSettings(
+            model=served(self.model),
+            dtype=self.dtype,
+            eager=self.eager,
+            max_num_seqs=max(self.batch_size),
+        )
+
+    def drafting(self) -> dict[str, Any]:
+        """The ``speculative_config``, of a method of ours.
+
+        Raises:
+            OptionError: if it is wrong.
+        """
+        found = speculative_config(whole=self.speculative_config)
+        if "goodput" in found:
+            raise OptionError(
+                f"--speculative-config {self.speculative_config} sets goodput, which this command does by itself: leave it "
+                "out."
+            )
+        return found
+
+    def _check(self) -> None:
+        for flag, values in (("batch-size", self.batch_size), ("lengths", self.lengths)):
+            if min(values, default=0) < 1:
+                raise OptionError(f"--{flag} {min(values, default=0)} is below 1: give 1 or more.")
+
+
 class MemoryOptions(EngineOptions):
     """``bench memory``."""
 

@@ -1,4 +1,4 @@
-"""The commands beside ``bench`` itself: ``compare``, ``memory``, ``sweep``."""
+"""The commands beside ``bench`` itself: ``compare``, ``goodput``, ``memory``, ``sweep``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from vllm_kangaroo.bench.bench_options import CompareOptions, MemoryOptions, SweepOptions
+from vllm_kangaroo.bench.bench_options import (
+    CompareOptions,
+    GoodputBenchOptions,
+    MemoryOptions,
+    SweepOptions,
+)
 from vllm_kangaroo.cli.flags import from_options
 from vllm_kangaroo.console import make_console
 
@@ -26,6 +31,24 @@ def _compare(options: CompareOptions) -> None:
     for sentence in compare.comparison_sentences(result):
         console.print(sentence)
     _write(result, options.out, console)
+
+
+def _goodput(options: GoodputBenchOptions) -> None:
+    from vllm_kangaroo.bench import goodput_bench, goodput_plot
+
+    console = make_console()
+
+    def keep(so_far: goodput_bench.GoodputBench) -> None:  # an interrupted run is worth having
+        if options.out is not None:
+            options.out.write_text(so_far.model_dump_json(indent=1) + "\n")
+        if options.png is not None:
+            goodput_plot.draw(so_far, options.png)
+
+    result = goodput_bench.measure_goodput(options, console, keep)
+    console.print(goodput_bench.goodput_table(result))
+    for path in (options.out, options.png):
+        if path is not None:
+            console.print(f"written to {path}", soft_wrap=True)
 
 
 def _memory(options: MemoryOptions) -> None:
@@ -76,6 +99,13 @@ def add_commands(app: typer.Typer) -> None:
             CompareOptions,
             _compare,
             "Measure several ways of drafting beside each other and vLLM alone.",
+        )
+    )
+    app.command("goodput")(
+        from_options(
+            GoodputBenchOptions,
+            _goodput,
+            "Goodput control beside no drafts and every fixed length, over batch sizes.",
         )
     )
     app.command("memory")(

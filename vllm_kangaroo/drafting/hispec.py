@@ -8,7 +8,8 @@ verifier accepts or rejects changes how much is accepted, never which tokens.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vllm_kangaroo.drafting.kangaroo import (
     Drafters,
     DraftPass,
     Drafts,
+    Pace,
     draft_chain,
 )
 from vllm_kangaroo.drafting.sampling import Checked, LogitsPass, Sampling, check
@@ -41,6 +43,27 @@ class CheckPass(Protocol):
         ...
 
 
+class RoundPace(Pace, Protocol):
+    """Says after each intermediate verification, too, for whom a further round is worth its time."""
+
+    def another(
+        self,
+        places: Sequence[int],
+        drafted: Sequence[int],
+        agreed: Sequence[int],
+        gained: Sequence[int],
+        may: Sequence[bool],
+    ) -> Sequence[bool]:
+        """Which of the requests at ``places`` of the :class:`Drafters` have another round.
+
+        Args:
+            drafted, agreed, gained: of each, in this round: drafts, those that the verifier chose too, and tokens for the
+                buffer.
+            may: whether nothing else ends the rounds of each.
+        """
+        ...
+
+
 class RoundAttention(Attention, ChainAttention, Protocol):
     """Serves both kinds of passes."""
 
@@ -54,7 +77,8 @@ def propose(
     sampling: Sampling | None,
 ) -> Drafts:
     """HiSpec's :class:`vllm_kangaroo.drafting.draft_function.Propose`; without an intermediate exit, single-layer speculation."""
-    if plan.tokens_per_round is None:
+    pace = drafters.pace
+    if plan.tokens_per_round is None or (pace is not None and not pace.checks):
         return kangaroo.propose(ladder, drafters, passes, attention, plan, sampling)
     sampled = sampling is not None
     return draft(
@@ -96,6 +120,7 @@ def draft(
         [[] for _ in range(count)], [[] for _ in range(count)], [[] for _ in range(count)]
     )
     distributions: list[list[Tensor]] = [[] for _ in range(count)]
+    pace = cast(RoundPace | None, drafters.pace)
     newest = list(drafters.token_ids)
     going = list(range(len(newest)))
     while going:
@@ -108,6 +133,7 @@ def draft(
             limits=np.minimum(drafters.limits[going] - filled, tokens_per_round),
             stop_ids=[drafters.stop_ids[who] for who in going],
             memory=None if drafters.memory is None else drafters.memory[going],
+            pace=pace,
         )
         own = None if sampling is None else sampling.pick(going)
         drafted = draft_chain(ladder, round_, draft_pass, attention, threshold, own)
@@ -121,16 +147,27 @@ def draft(
             buffers.confidences[who] += confidences
             buffers.exits[who] += exits
             newest[who] = tokens[-1]
-        going = [
-            who
-            for who in going
-            if len(buffers.token_ids[who]) < drafters.limits[who]
+        may = [
+            len(buffers.token_ids[who]) < drafters.limits[who]
             and newest[who] not in drafters.stop_ids[who]
+            for who in going
         ]
+        if pace is not None:
+            may = list(pace.another(going, *_progress(drafted, checked), may))
+        going = [who for who, on in zip(going, may, strict=True) if on]
     if sampling is not None:
         buffers.distributions = [torch.cat(rows) for rows in distributions]
     ladder.counters.rounds += len(newest)
     return buffers
+
+
+def _progress(drafted: Drafts, checked: Drafts) -> tuple[list[int], list[int], list[int]]:
+    """Of each request: drafts, those that the verifier chose too, and tokens gained."""
+    return (
+        [len(tokens) for tokens in drafted.token_ids],
+        [exits.count(1) for exits in checked.exits],
+        [len(tokens) for tokens in checked.token_ids],
+    )
 
 
 def _check(

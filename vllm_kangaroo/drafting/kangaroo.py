@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_kangaroo.drafting.draft_function import Passes
@@ -56,6 +57,24 @@ class ChainAttention(Protocol):
     ) -> AbstractContextManager[Chain]: ...
 
 
+class Pace(Protocol):
+    """Says after each pass of a round for whom another is worth its time."""
+
+    checks: bool
+    """Whether an intermediate verifier, where there is one, is to check what is drafted."""
+
+    def keep(
+        self, places: Sequence[int], confidences: Sequence[float], may: Sequence[bool]
+    ) -> Sequence[bool] | NDArray[np.bool_]:
+        """Which of the requests at ``places`` of the :class:`Drafters` draft on.
+
+        Args:
+            confidences: of the tokens that each has just drafted.
+            may: whether nothing else ends the chain of each.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Drafters:
     """The requests of one drafting round. Arrays are int64 ``[requests]``."""
@@ -72,6 +91,8 @@ class Drafters:
     """Tokens after which a request drafts no further."""
     memory: Tensor | None = None
     """What exit heads are told of the position that was verified last, ``[requests, M]``; None if none asks."""
+    pace: Pace | None = None
+    """None drafts on wherever it may."""
 
 
 @dataclass(slots=True)
@@ -200,16 +221,16 @@ def _note(
     threshold: float,
 ) -> list[int]:
     """Record one step; returns which of the alive requests draft on (indices into ``alive``)."""
-    going = []
+    may = []
     for place, who in enumerate(alive):
         token_id, confidence = token_ids[place], confidences[place]
         tokens = drafts.token_ids[who]
         tokens.append(token_id)
         drafts.confidences[who].append(confidence)
-        if (
+        may.append(
             confidence >= threshold
             and len(tokens) < drafters.limits[who]
             and token_id not in drafters.stop_ids[who]
-        ):
-            going.append(place)
-    return going
+        )
+    going = may if drafters.pace is None else drafters.pace.keep(alive, confidences, may)
+    return [place for place, on in enumerate(going) if on]

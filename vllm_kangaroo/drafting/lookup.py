@@ -166,6 +166,17 @@ class RequestLookup:
         self._proposed = end
         return drafts[:end]
 
+    @property
+    def share(self) -> float:
+        """See :meth:`Lookups.share`."""
+        return self.trust.share(self._expected[0]) if self._expected and self._proposed else 0.0
+
+    def cut(self, drafts: int) -> int:
+        """See :meth:`Lookups.cut`; by how many it is fewer."""
+        fewer = self._proposed - drafts
+        self._proposed = drafts
+        return fewer
+
 
 class Lookups:
     """The lookups of all requests of an engine.
@@ -204,6 +215,16 @@ class Lookups:
         counters.lookup_rounds += bool(drafts)
         counters.lookup_drafted += len(drafts)
         return drafts
+
+    def share(self, request_id: str) -> float:
+        """How likely the first of a request's drafts is right, 0 if it has none."""
+        return self._requests[request_id].share
+
+    def cut(self, request_id: str, drafts: int) -> None:
+        """Only so many of the drafts that were given are proposed."""
+        own, counters = self._requests[request_id], self._counters
+        counters.lookup_drafted -= own.cut(drafts)
+        counters.lookup_rounds -= not drafts
 
     def drop(self, request_id: str) -> None:
         """Forget a request: it has ended, or begins anew."""

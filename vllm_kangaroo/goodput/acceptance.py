@@ -105,6 +105,11 @@ class AcceptanceModel:
             found.append(before)
         return np.array(found)
 
+    def expect(self, first: float) -> None:
+        """Something else tells what the first draft's acceptance may be: it takes the place of the prior."""
+        self._first = min(max(first, 0.02), 0.98)
+        self.by_position = self._shares()
+
     def open(self, slot: int) -> None:
         """A request begins, of which nothing is known."""
         if slot >= len(self._hits):

@@ -13,6 +13,7 @@ from time import perf_counter
 import numpy as np
 
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
+from vllm_kangaroo.goodput.checked_round import CheckedRound
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.draft_round import DraftRound, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
@@ -29,11 +30,15 @@ from vllm_kangaroo.goodput.small_round import FEW, SmallRound
 NOBODY = np.zeros(0, dtype=np.int64)
 
 
+AnyRound = DraftRound | SmallRound | CheckedRound
+
+
 @dataclass(slots=True)
 class _Cached:
     key: tuple[int, int, int, bytes]
     plan: LengthPlan
     chains: Floats
+    checks: bool
     uses: int = 0
 
 
@@ -45,7 +50,7 @@ class Chosen:
     """Their places among those that were asked about."""
     limits: Ints
     """Most drafts of each, ``[requests]``."""
-    round: DraftRound | SmallRound | None
+    round: AnyRound | None
     """None if nobody does."""
 
 
@@ -134,7 +139,12 @@ class GoodputController:
         drafted = drafted[own]
         accepted = np.minimum(accepted[own], drafted)
         self.stats.accepted += int(accepted.sum())
-        if self._evidence.add(slots[own], contexts[own], drafted, accepted, confidences[own]):
+        self._learn(slots[own], contexts[own], drafted, accepted, confidences[own])
+
+    def _learn(
+        self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats
+    ) -> None:
+        if self._evidence.add(slots, contexts, drafted, accepted, confidences):
             self._evidence.teach(self.acceptance, self.reliability)
             self._cached = None
 
@@ -174,18 +184,31 @@ class GoodputController:
         else:
             own = np.sort(chosen)
             who, chains = can[own], cached.chains[own]
-        kind = SmallRound if len(who) <= FEW else DraftRound
-        drafting = kind(
+        drafting = self._open(
+            cached.checks, verification, slots[who], contexts[who], limits[who], chains
+        )
+        return Chosen(who, limits[who], drafting)
+
+    def _open(
+        self,
+        checks: bool,
+        verification: Verification,
+        slots: Ints,
+        contexts: Ints,
+        limits: Ints,
+        chains: Floats,
+    ) -> AnyRound:
+        kind = SmallRound if len(slots) <= FEW else DraftRound
+        return kind(
             self.costs,
             self.reliability,
             verification,
-            slots[who],
-            contexts[who],
-            limits[who],
+            slots,
+            contexts,
+            limits,
             chains,
             self.clock,
         )
-        return Chosen(who, limits[who], drafting)
 
     def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> _Cached:
         """The newest plan, if nothing that matters is otherwise: the requests, what is known of them, and their load."""
@@ -194,12 +217,18 @@ class GoodputController:
         if cached is not None and cached.key == key and cached.uses < self.REUSED:
             cached.uses += 1
             return cached
+        self._cached = cached = _Cached(key, *self._best(now, slots, contexts, limits))
+        return cached
+
+    def _best(
+        self, now: Verification, slots: Ints, contexts: Ints, limits: Ints
+    ) -> tuple[LengthPlan, Floats, bool]:
+        """A plan, the chains that it is made of, and whether drafts are to be checked on the way."""
         chains = self.acceptance.chains(slots, contexts)
         plan = plan_lengths(
             self.costs, now.load, now.tokens, now.expected, contexts, limits, chains
         )
-        self._cached = cached = _Cached(key, plan, chains)
-        return cached
+        return plan, chains, False
 
     def end(self, chosen: Chosen) -> None:
         """What was chosen has been drafted."""

@@ -115,6 +115,10 @@ class CostModel:
         """An intermediate verification."""
         return self._check.seconds(tokens, kv_tokens)
 
+    def check_along(self, tokens: Floats, kv_tokens: Floats) -> Floats:
+        """Intermediate verifications over each of so many tokens."""
+        return self._check.along(tokens, kv_tokens)
+
     def overhead(self, requests: float) -> float:
         """What a round of drafting takes beside its passes."""
         fixed, each = self._overhead.coefficients

@@ -42,9 +42,12 @@ class Curve(BaseModel):
 
     @classmethod
     def timed(cls, seconds: Mapping[int, float]) -> Self:
-        """Of timings by number of tokens; more tokens never take less time."""
+        """Of timings by number of tokens.
+
+        More tokens never take less time: where they seem to, what disturbed the smaller pass is in its time.
+        """
         tokens = sorted(seconds)
-        rising = np.maximum.accumulate([seconds[count] for count in tokens])
+        rising = np.minimum.accumulate([seconds[count] for count in reversed(tokens)])[::-1]
         return cls(tokens=tuple(tokens), seconds=tuple(rising.tolist()))
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -43,6 +43,9 @@ class DraftRound:
         clock: seconds.
     """
 
+    checks = False
+    """See :class:`vllm_kangaroo.goodput.checked_round.CheckedRound`."""
+
     def __init__(
         self,
         costs: CostModel,

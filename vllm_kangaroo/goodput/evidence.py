@@ -29,14 +29,17 @@ class Evidence:
         self._count += len(slots)
         return self._count >= self.ROWS or len(self._rows) >= self.STEPS
 
-    def teach(self, acceptance: AcceptanceModel, reliability: Reliability) -> None:
-        """Let the models learn all of it."""
+    def teach(self, acceptance: AcceptanceModel, reliability: Reliability | None) -> None:
+        """Let the models learn all of it; None where confidences say nothing."""
         columns = zip(*self._rows, strict=True)
         slots, contexts, drafted, accepted, confidences = map(np.concatenate, columns)
-        places = np.arange(confidences.shape[1])
-        seen = places < np.minimum(accepted + 1, drafted)[:, None]
-        right = places < accepted[:, None]
-        reliability.learn(confidences[seen], right[seen])
-        probabilities = reliability.probabilities(confidences.ravel()).reshape(confidences.shape)
+        probabilities = None
+        if reliability is not None:
+            places = np.arange(confidences.shape[1])
+            seen = places < np.minimum(accepted + 1, drafted)[:, None]
+            right = places < accepted[:, None]
+            reliability.learn(confidences[seen], right[seen])
+            known = reliability.probabilities(confidences.ravel())
+            probabilities = known.reshape(confidences.shape)
         acceptance.learn(slots, contexts, drafted, accepted, probabilities)
         self._rows, self._count = [], 0

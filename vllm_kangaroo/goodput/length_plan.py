@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ def plan_lengths(
     contexts: Ints,
     limits: Ints,
     chains: Floats,
+    seconds_each: Callable[[Floats, Floats], Floats] | None = None,
 ) -> LengthPlan:
     """SmartSpec's choice (arXiv 2406.14066, algorithm 1) over requests as well as lengths.
 
@@ -43,6 +45,7 @@ def plan_lengths(
         tokens, expected: those of the verification without the drafts that are to be decided on.
         contexts, limits: of the requests that can draft, ``[requests]``.
         chains: their conditional acceptance by position, ``[requests, positions]``.
+        seconds_each: of a draft of each of so many requests, with so many KV tokens; None takes that of a draft pass.
     """
     plain_seconds = costs.verify(load, tokens, drafted=tokens > load.requests)
     plain = expected / plain_seconds
@@ -56,7 +59,7 @@ def plan_lengths(
     drafts = np.cumsum(within[order], axis=1, dtype=np.float64).cumsum(axis=0)
     counts = COUNTING[:count]
     kv_tokens = np.cumsum(contexts[order], dtype=np.float64)
-    each = costs.draft_along(counts, kv_tokens)
+    each = (seconds_each or costs.draft_along)(counts, kv_tokens)
     around = costs.overhead(0) + (costs.overhead(1) - costs.overhead(0)) * counts
     seconds = costs.verify_along(load, tokens + drafts)
     seconds += around[:, None] + each[:, None] * lengths

@@ -24,6 +24,9 @@ FEW = 6
 class SmallRound:
     """See :class:`vllm_kangaroo.goodput.draft_round.DraftRound`, whose arguments and attributes it has."""
 
+    checks = False
+    """See :class:`vllm_kangaroo.goodput.checked_round.CheckedRound`."""
+
     def __init__(
         self,
         costs: CostModel,

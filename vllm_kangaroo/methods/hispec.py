@@ -9,6 +9,8 @@ from pydantic import Field
 
 from vllm_kangaroo.drafting import lookup_options
 from vllm_kangaroo.drafting.lookup_options import LookupSetting
+from vllm_kangaroo.goodput import goodput_options
+from vllm_kangaroo.goodput.goodput_options import GoodputSetting
 from vllm_kangaroo.methods.method import Method
 from vllm_kangaroo.methods.origin import DRAFT_EXIT, INTERMEDIATE_VERIFIER
 from vllm_kangaroo.options import (
@@ -72,6 +74,7 @@ class HiSpecOptions(MethodOptions):
         default="greedy", description=SAMPLE_METHOD
     )
     lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
+    goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -144,6 +147,7 @@ class HiSpecOptions(MethodOptions):
             tokens_per_round=per_round,
             draft_sample_method=self.draft_sample_method,
             lookup=self.lookup,
+            goodput=self.goodput,
         )
 
 

@@ -14,7 +14,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vllm_kangaroo import tiny_model
-from vllm_kangaroo.integration.config import plugin
+from vllm_kangaroo.integration.config import plugin, request_checks
 from vllm_kangaroo.integration.config.request_checks import HintError, RequestError
 from vllm_kangaroo.laps_sd.policy_options import LapsSdError
 
@@ -53,6 +53,12 @@ REQUESTS: dict[str, tuple[dict[str, Any], str, type[Exception], set[str]]] = {
         r"^logprob_token_ids=\[4\] is refused, since vLLM .* method 'ngram': leave it out, or use logprobs\.$",
         RequestError,
         {"ngram, LAPS-SD"},
+    ),
+    "drafts": (
+        {"extra_args": {"kangaroo": {"max_drafts": -2}}},
+        r"^kangaroo\.max_drafts=-2 is refused \(.*\): give an object such as",
+        RequestError,
+        {"kangaroo", "kangaroo, LAPS-SD"},
     ),
     "hint": (
         {"extra_args": {"expected_output_tokens": 9}},
@@ -118,3 +124,14 @@ def test_right_requests_pass(engine: tuple[str, Any]) -> None:
     ):
         params: Any = SamplingParams(**{"max_tokens": 8} | options)
         processor._validate_params(params, ("generate",))
+
+
+def test_a_limit_of_drafts_on_the_v2_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which does not know it: refused rather than passed over."""
+    plugin.register()
+    config = EngineArgs(tiny_model(), max_model_len=64, **KANGAROO).create_engine_config()
+    monkeypatch.setattr(request_checks, "is_on_v2", lambda config: True)
+    request_checks.check(SamplingParams(extra_args={"kangaroo": {}}), config)
+    for extra in ({"kangaroo": {"max_drafts": 2}}, {"kangaroo.max_drafts": 2}):
+        with pytest.raises(RequestError, match=r"^kangaroo\.max_drafts=2 is refused, since .*V2"):
+            request_checks.check(SamplingParams(extra_args=extra), config)

@@ -70,6 +70,7 @@ HISPEC = {"method": "hispec", "exit_layer": None, "draft_exit_layer": 2, "verify
 V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "hispec": (HISPEC, {}, "method='hispec'"),
     "lookup": ({"lookup": True}, {}, "lookup in speculative_config"),
+    "goodput": ({"goodput": True}, {}, "goodput in speculative_config"),
     "tensor parallel": (
         {},
         {"parallel": SimpleNamespace(tensor_parallel_size=2, distributed_executor_backend="mp")},

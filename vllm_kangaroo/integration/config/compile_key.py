@@ -11,7 +11,7 @@ from vllm_kangaroo.methods import METHODS
 
 PLAN_KEY = "vllm_kangaroo"
 LAPS_SD_KEY = "laps_sd"
-DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "lookup"}
+DRAFTING_ONLY = {"num_speculative_tokens", "confidence_threshold", "lookup", "goodput"}
 """Options of every plan that change no compiled pass: a user who tries others need not compile anew."""
 
 

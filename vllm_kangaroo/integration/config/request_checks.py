@@ -13,6 +13,11 @@ from vllm.exceptions import VLLMValidationError
 
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
 from vllm_kangaroo.integration.config.plan import is_on_v2
+from vllm_kangaroo.integration.goodput.max_drafts import (
+    EXTRA_KEY,
+    FLAT_KEY,
+    read_request_options,
+)
 from vllm_kangaroo.integration.laps_sd.settings import asks_for_laps_sd
 from vllm_kangaroo.integration.register import patching
 from vllm_kangaroo.integration.register.patching import Patch
@@ -54,6 +59,8 @@ def check(params: Any, vllm_config: Any) -> None:
         return
     if vllm_config.speculative_config is not None:
         _refuse_under_drafts(params, vllm_config)
+        if PLAN_KEY in vllm_config.additional_config:
+            _check_request_options(params, vllm_config)
     if params.extra_args and HINT_KEY in params.extra_args and asks_for_laps_sd(vllm_config):
         most = params.max_tokens
         try:
@@ -62,6 +69,19 @@ def check(params: Any, vllm_config: Any) -> None:
             )
         except LapsSdError as error:
             raise HintError(str(error)) from None
+
+
+def _check_request_options(params: Any, vllm_config: Any) -> None:
+    try:
+        most = read_request_options(params.extra_args).max_drafts
+    except OptionError as error:
+        raise RequestError(str(error), parameter=EXTRA_KEY) from None
+    if most is not None and is_on_v2(vllm_config):
+        raise RequestError(
+            f"{FLAT_KEY}={most} is refused, since early-exit drafting does not serve it on vLLM's V2 model runner: leave "
+            "it out, or start the server with VLLM_USE_V2_MODEL_RUNNER=0.",
+            parameter=EXTRA_KEY,
+        )
 
 
 def _refuse_under_drafts(params: Any, vllm_config: Any) -> None:

@@ -55,6 +55,8 @@ def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterato
         yield f"method={plan.method!r}"
     if plan.lookup is not None:
         yield "lookup in speculative_config"
+    if plan.goodput is not None:
+        yield "goodput in speculative_config"
     if parallel.tensor_parallel_size > 1:
         yield f"tensor_parallel_size={parallel.tensor_parallel_size}"
     if parallel.distributed_executor_backend == "ray":

@@ -35,7 +35,7 @@ def warm_all(
     passes = model.passes
     fullest = max(2, requests)  # of a single token, Dynamo would compile a pass for that alone
     some = slice(0, fullest)
-    memory = _memory(model, input_ids[some])
+    memory = memory_of(model, input_ids[some])
     few_ids, few_positions = input_ids[some].to(torch.int32), positions[some]
     model.draft(few_ids, few_positions, memory)
     if passes.draft_logits is not None:
@@ -53,7 +53,8 @@ def warm_all(
     return hidden
 
 
-def _memory(model: TieredModel, input_ids: Tensor) -> Tensor | None:
+def memory_of(model: TieredModel, input_ids: Tensor) -> Tensor | None:
+    """What heads are told in the place of what they remember, ``[tokens, M]``; None if none asks."""
     if not model.memory_width:
         return None
     weight = next(model.heads[0].parameters())

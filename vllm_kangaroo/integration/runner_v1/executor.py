@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
+from vllm_kangaroo.integration.goodput import figures
+from vllm_kangaroo.integration.goodput.metrics import weighs_drafts
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.outputs import DraftTokenIds
@@ -19,6 +22,11 @@ class EarlyExitExecutor(MultiprocExecutor):
     """Takes drafts from the step's output, where :class:`EarlyExitWorkerMixin` has put them."""
 
     _output: Any = None
+
+    def _init_executor(self) -> None:
+        if weighs_drafts(self.vllm_config):
+            figures.install()
+        super()._init_executor()
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """As vLLM's; the output may already be there, with its tokens sampled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,9 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
 from vllm_kangaroo.integration.config.plan import plan_of
+from vllm_kangaroo.integration.goodput import figures
+from vllm_kangaroo.integration.goodput.build import build as build_goodput
+from vllm_kangaroo.integration.goodput.control import GoodputControl
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.integration.passes import model as tiered
 from vllm_kangaroo.integration.passes import warm_up
@@ -30,6 +33,9 @@ from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import OptionError
 
 logger = init_logger(__name__)
+
+Weigh = Callable[[IntArray, Sequence[int], Sequence[float]], Sequence[int]]
+"""Places of requests with drafts that were looked up, how many, how likely the first is right -> how many are proposed."""
 
 
 class EarlyExitProposer:
@@ -48,6 +54,10 @@ class EarlyExitProposer:
         """None if no draft is sampled."""
         self.lookups: Lookups | None = None
         """None if no draft is looked up."""
+        self.goodput: GoodputControl | None = None
+        """None if drafts are not weighed, or the engine has not started yet."""
+        self.spans: Spans
+        """What the newest step ran over."""
         self._verified: tuple[Spans, Tensor] | None = None
         """The newest verification's spans and final states, if an exit head is to be told of them."""
 
@@ -114,6 +124,12 @@ class EarlyExitProposer:
         del counted
         return hidden
 
+    def start_goodput(self) -> None:
+        """Begin to weigh drafts, if the plan says so. Call once all passes are compiled, on all ranks at once."""
+        if self.plan.goodput is not None:
+            figures.install()  # the scheduler is in this process, or in that of our executor
+            self.goodput = build_goodput(self.vllm_config, self.plan, self.model)
+
     def forget(self, request_id: str) -> None:
         """A request has lost its KV blocks."""
         self.ladder.forget(request_id)
@@ -122,6 +138,8 @@ class EarlyExitProposer:
     def close(self, request_id: str) -> None:
         """A request has ended."""
         self.ladder.close(request_id)
+        if self.goodput is not None:
+            self.goodput.close(request_id)
         self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
@@ -159,6 +177,7 @@ class EarlyExitProposer:
         starts: IntArray,
         limits: IntArray,
         stop_ids: Sequence[Collection[int | None]],
+        weigh: Weigh | None = None,
     ) -> list[list[int]]:
         """Drafts found in requests' own texts, which cost no pass: lists that are empty where nothing is to be trusted.
 
@@ -169,6 +188,7 @@ class EarlyExitProposer:
             starts: position of each one's newest token.
             limits: most drafts of each; 0 if it is to have none.
             stop_ids: tokens of each behind which there are to be no drafts.
+            weigh: says how many drafts are proposed of each that has any; None proposes all.
         """
         if self.lookups is None:
             return [[] for _ in rows]
@@ -178,6 +198,8 @@ class EarlyExitProposer:
             for row, limit, stop in zip(rows.tolist(), limits.tolist(), stop_ids, strict=True)
         ]
         found = np.array([at for at, tokens in enumerate(drafts) if tokens], dtype=np.int64)
+        if weigh is not None and len(found):
+            found = self._cut(drafts, found, rows, weigh)
         if self.distributions is not None:
             for row in rows[found]:  # deterministic drafts, whatever those of the last round were
                 self.distributions.drop(names[row])
@@ -185,6 +207,20 @@ class EarlyExitProposer:
             exits = [[0] * len(drafts[at]) for at in found]
             self.record.note(view, rows[found], starts[found], exits)
         return drafts
+
+    def _cut(
+        self, drafts: list[list[int]], found: IntArray, rows: IntArray, weigh: Weigh
+    ) -> IntArray:
+        """Shorten the drafts of the requests ``found`` to what is worth verifying; which have any left."""
+        assert self.lookups is not None
+        names = [self.view.request_ids[rows[at]] for at in found]
+        lengths = [len(drafts[at]) for at in found]
+        left = weigh(found, lengths, [self.lookups.share(name) for name in names])
+        for at, name, length, had in zip(found.tolist(), names, left, lengths, strict=True):
+            if length < had:
+                self.lookups.cut(name, length)
+                drafts[at] = drafts[at][:length]
+        return found[np.array(left) > 0]
 
     def draft(self, drafters: Drafters, sampling: RequestSampling | None = None) -> list[list[int]]:
         """Draft for some requests of the batch: their draft tokens, in the drafters' order.

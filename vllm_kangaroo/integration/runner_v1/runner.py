@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
+from vllm_kangaroo.integration.goodput.max_drafts import max_drafts
+from vllm_kangaroo.integration.goodput.weighed_step import WeighedStep
 from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
 from vllm_kangaroo.integration.runner_v1.v1_view import V1RunnerView
 from vllm_kangaroo.integration.sampling import greedy, token_logprobs
@@ -62,6 +65,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             starts=batch.num_computed_tokens_cpu[:count].astype(np.int64),
             lengths=np.diff(self.query_start_loc.np[: count + 1]).astype(np.int64),
         )
+        self.drafter.spans = spans
         return self.drafter.forward(spans, input_ids, self.input_ids.np, positions)
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
@@ -93,48 +97,88 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         batch = self.input_batch
         drafts: list[list[int]] = [[] for _ in range(batch.num_reqs)]
         sampled = np.flatnonzero([len(tokens) > 0 for tokens in sampled_token_ids])
-        if not len(sampled):
-            return drafts
+        step = self._weighed(scheduler_output, sampled, sampled_token_ids)
+        if len(sampled):
+            self._draft(drafts, sampled, sampled_token_ids, step)
+        if step is not None:
+            step.end()
+        return drafts
+
+    def _draft(
+        self,
+        drafts: list[list[int]],
+        sampled: IntArray,
+        sampled_token_ids: list[list[int]],
+        step: WeighedStep | None,
+    ) -> None:
+        """Draft for those of the rows ``sampled`` whose drafts are of use, into ``drafts``."""
+        batch = self.input_batch
         ladder = self.drafter.ladder
         newest = batch.num_tokens_no_spec[sampled].astype(np.int64) - 1
         slots = ladder.slots([batch.req_ids[row] for row in sampled])
         ladder.rewind(slots, newest)
         resting = ladder.settle(slots, newest)
         limits = np.empty(len(sampled), dtype=np.int64)
+        useful = np.empty(len(sampled), dtype=np.int64)
         stop_ids = []
         for at, row in enumerate(sampled):
             params = self.requests[batch.req_ids[row]].sampling_params
             # Not all_stop_token_ids: that names the end of text even where the request ignores it.
             stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
-            limits[at] = max(0, self._useful_drafts(int(newest[at]), int(row), params))
+            useful[at] = self._useful_drafts(int(newest[at]), int(row), params)
             if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
-                limits[at] = 0
+                useful[at] = -1
+            limits[at] = min(useful[at], max_drafts(params))
+        limits = np.maximum(limits, 0)
         limits[~resting] = 0
+        if step is not None:
+            step.observe(newest + 1, limits, useful)
         plan = self.drafter.plan
         looked_up = self.drafter.look_up(
-            sampled, newest, np.minimum(limits, plan.lookup_tokens), stop_ids
+            sampled,
+            newest,
+            np.minimum(limits, plan.lookup_tokens),
+            stop_ids,
+            None if step is None else step.trim,
         )
         for at, token_ids in enumerate(looked_up):
             if token_ids:
                 drafts[sampled[at]] = token_ids
                 limits[at] = 0
-        which = np.flatnonzero(limits > 0)
+        limits = np.minimum(limits, plan.num_speculative_tokens)
+        which = np.flatnonzero(limits > 0) if step is None else step.choose(limits)
         if not len(which):
-            return drafts
+            return
         rows = sampled[which]
         drafters = Drafters(
             rows=rows,
             slots=slots[which],
             starts=newest[which],
             token_ids=[sampled_token_ids[row][-1] for row in rows],
-            limits=np.minimum(limits[which], plan.num_speculative_tokens),
+            limits=limits[which],
             stop_ids=[stop_ids[at] for at in which],
             memory=self.drafter.memory(rows, newest[which]),
+            pace=None if step is None else step.pace,
         )
         drafted = self.drafter.draft(drafters, self._draft_sampling(rows))
         for row, token_ids in zip(rows, drafted, strict=True):
             drafts[row] = token_ids
-        return drafts
+
+    def _weighed(
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled: IntArray,
+        sampled_token_ids: list[list[int]],
+    ) -> WeighedStep | None:
+        """The step as goodput control sees it; None where drafts are not weighed."""
+        goodput = self.drafter.goodput
+        if goodput is None:
+            return None
+        names = self.input_batch.req_ids
+        verified = scheduler_output.scheduled_spec_decode_tokens
+        drafts = np.array([len(verified.get(name, ())) for name in names], dtype=np.int64)
+        new_tokens = np.array([len(sampled_token_ids[row]) for row in sampled], dtype=np.int64)
+        return WeighedStep(goodput, names, self.drafter.spans, drafts, sampled, new_tokens)
 
     def _draft_sampling(self, rows: IntArray) -> RequestSampling | None:
         """How to sample drafts for the requests in ``rows``; None if each gets the likeliest."""
@@ -183,10 +227,13 @@ class EarlyExitRunnerMixin(GPUModelRunner):
 
     def early_exit_counters(self) -> dict[str, Any]:
         """The ladder's counters, for tests and benchmarks."""
-        ladder = self.drafter.ladder
-        return ladder.counters.as_dict() | {
+        ladder, goodput = self.drafter.ladder, self.drafter.goodput
+        found = ladder.counters.as_dict() | {
             "store_bytes": sum(store.nbytes for store in ladder.stores)
         }
+        if goodput is not None:
+            found["goodput"] = asdict(goodput.controller.stats)
+        return found
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)

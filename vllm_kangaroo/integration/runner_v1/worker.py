@@ -10,6 +10,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
+from vllm_kangaroo.integration.goodput import figures
 from vllm_kangaroo.integration.runner_v1.executor import DRAFTS
 from vllm_kangaroo.integration.runner_v1.runner import (
     EarlyExitCPUModelRunner,
@@ -41,6 +42,12 @@ class EarlyExitWorkerMixin(GPUWorker):
 
     model_runner: Any
 
+    def compile_or_warm_up_model(self) -> Any:
+        """As vLLM's; then the passes are timed, if drafts are to be weighed."""
+        found = super().compile_or_warm_up_model()
+        self.model_runner.drafter.start_goodput()
+        return found
+
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """A whole step, sampling and drafts included, where no grammar has to be waited for.
 
@@ -56,6 +63,9 @@ class EarlyExitWorkerMixin(GPUWorker):
         output = super().sample_tokens(grammar_output)
         if output is not EMPTY_MODEL_RUNNER_OUTPUT:  # which all steps share
             setattr(output, DRAFTS, self.take_draft_token_ids())
+            goodput = self.model_runner.drafter.goodput
+            if goodput is not None and (found := goodput.figures.take()) is not None:
+                setattr(output, figures.FIGURES, found)
         return output
 
     def early_exit_counters(self) -> dict[str, Any]:

@@ -151,6 +151,8 @@ SEAMS: tuple[Seam, ...] = (
             "is_multimodal_model",
             "max_model_len",
             "model",
+            "quantization",
+            "revision",
             "runner_type",
         ),
         live="model config",

@@ -80,6 +80,22 @@ SEAMS: tuple[Seam, ...] = (
     _overridden(
         f"{SCHEDULER}.shutdown", why="What has been learnt of lengths is saved before the end."
     ),
+    Seam(
+        f"{SCHEDULER}.update_from_output",
+        "wrapped",
+        "Goodput control's figures come on a step's output.",
+        ("scheduler_output", "model_runner_output"),
+        process=("engine core",),
+        until=_WITH_METRICS,
+    ),
+    Seam(
+        f"{SCHEDULER}.make_stats",
+        "wrapped",
+        "Goodput control's figures travel in num_kv_fetch_reqs_by_stage.",
+        ("spec_decoding_stats",),
+        process=("engine core",),
+        until=_WITH_METRICS,
+    ),
     _read(
         f"{SCHEDULER}._handle_blocked_waiting_request",
         how="called",

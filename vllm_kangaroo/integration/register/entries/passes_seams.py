@@ -197,6 +197,13 @@ SEAMS: tuple[Seam, ...] = (
         until=STAYS,
     ),
     Seam(
+        "vllm.distributed.parallel_state:get_tp_group",
+        "called",
+        "Goodput control decides on all ranks by the first one's clock.",
+        process=("worker",),
+        until=STAYS,
+    ),
+    Seam(
         "vllm.distributed:get_tensor_model_parallel_world_size",
         "called",
         "Whether the rows of the LM head lie on several ranks.",

@@ -197,6 +197,14 @@ SEAMS: tuple[Seam, ...] = (
     ),
     _overridden("vllm.v1.worker.gpu_worker:Worker.init_device", why="The same on CUDA."),
     _overridden(
+        "vllm.v1.worker.gpu_worker:Worker.compile_or_warm_up_model",
+        why="Once all passes are compiled they are timed for goodput control.",
+    ),
+    _overridden(
+        "vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model",
+        why="The same on the CPU build.",
+    ),
+    _overridden(
         "vllm.v1.worker.gpu_worker:Worker.execute_model",
         why="Samples within the same call unless a grammar is waited for: one journey between processes less a step.",
         parameters=("scheduler_output",),
@@ -216,7 +224,7 @@ SEAMS: tuple[Seam, ...] = (
         "vllm.v1.executor.multiproc_executor:MultiprocExecutor",
         "subclassed",
         "Takes the drafts from the step's output: another journey less.",
-        ("execute_model", "sample_tokens", "take_draft_token_ids"),
+        ("_init_executor", "execute_model", "sample_tokens", "take_draft_token_ids", "vllm_config"),
         process=("engine core",),
         until=WITH_V1,
     ),

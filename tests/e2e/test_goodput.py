@@ -1,0 +1,197 @@
+"""Goodput control in an engine, fp32: the output of vLLM alone, whatever is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+
+from tests.e2e.engines import Engine, Engines, difference, sampling, tokens_of
+from tests.e2e.fixed_costs import fix
+from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
+from vllm_kangaroo import tiny_adapter
+from vllm_kangaroo.goodput.goodput_stats import Off
+from vllm_kangaroo.integration.inspect.record import DraftRecord
+
+OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 40}
+CHEAP, DEAR = 0.05, 30.0
+"""A draft pass, in verifications."""
+
+
+def prompts() -> list[list[int]]:
+    """Twelve, of which some repeat themselves."""
+    again = [encode("<|bos|>" + STORY * 3)[: 150 + at] for at in range(2)]
+    return [*again, *(list(prompt) for prompt in mixed()[:6]), *(chat(q) for q in QUESTIONS[8:12])]
+
+
+@pytest.fixture(scope="module")
+def expected(engines: Engines) -> list[list[list[int]]]:
+    return tokens_of(engines.plain().generate(prompts(), **OPTIONS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KANGAROO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ours(engines: Engines) -> Engine:
+    """Chunked prefill, pre-emption, prefix cache, lookup; probes, which the tests that count drafts turn off."""
+    options = {"exit_layer": None, "model": tiny_adapter(), "lookup": True, "goodput": True}
+    return engines.kangaroo(
+        options=options | {"confidence_threshold": 0.0},
+        max_num_batched_tokens=48,
+        max_num_seqs=8,
+        num_gpu_blocks_override=14,
+    )
+
+
+@contextmanager
+def watched(engine: Engine) -> Iterator[dict[str, Any]]:
+    """What the ladder's counters and the controller's gained within."""
+    engine.flush()
+    stats, counters = engine.proposer.goodput.controller.stats, engine.ladder.counters.as_dict()
+    lengths, off = list(stats.lengths), dict(stats.off)
+    found: dict[str, Any] = {}
+    yield found
+    engine.flush()
+    found["counters"] = difference(engine.ladder.counters.as_dict(), counters)
+    found["lengths"] = [a - b for a, b in zip(stats.lengths, lengths, strict=True)]
+    found["off"] = {why: stats.off[why] - off[why] for why in off}
+    assert found["counters"]["defects"] == 0
+
+
+def test_the_passes_are_timed_at_the_start(ours: Engine) -> None:
+    control = ours.proposer.goodput.controller
+    assert control.costs.verify is not None
+    assert control.acceptance.most == ours.proposer.plan.num_speculative_tokens
+
+
+@pytest.mark.parametrize("draft", [CHEAP, 0.3])
+def test_greedy_output_is_vllms(
+    ours: Engine, expected: list[list[list[int]]], draft: float
+) -> None:
+    """Requests draft some tokens or none, side by side and step by step; blocks are few."""
+    fix(ours, draft)
+    with ours.drafting() as gain, watched(ours) as seen:
+        outputs = ours.generate(prompts(), **OPTIONS)
+    assert tokens_of(outputs) == expected
+    assert gain.totals.preempted > 0
+    assert seen["lengths"][0] > 0 and sum(seen["lengths"][1:]) > 0
+    assert sum(length > 0 for length in seen["lengths"]) > 2, "hardly any lengths"
+    # Those that draft and those that do not are all that could.
+    assert sum(seen["lengths"][1:]) == seen["counters"]["rounds"]
+    assert seen["counters"]["lookup_rounds"] > 0
+
+
+def test_costs_that_change_all_the_time(ours: Engine, expected: list[list[list[int]]]) -> None:
+    """Drafting begins and ends in the middle of answers."""
+    fix(ours, CHEAP)
+    ended: dict[str, list[int]] = {}
+    with watched(ours) as seen:
+        for at, prompt in enumerate(prompts()):
+            ours.submit(str(at), prompt, **OPTIONS)
+        step = 0
+        while ours.llm.llm_engine.has_unfinished_requests():
+            fix(ours, DEAR if step // 3 % 2 else CHEAP)
+            ended |= ours.step()
+            step += 1
+    assert [[ended[str(at)]] for at in range(len(expected))] == expected
+    assert seen["lengths"][0] > 0 and seen["counters"]["drafted"] > 0
+
+
+def test_nothing_is_drafted_where_it_does_not_pay(
+    ours: Engine, expected: list[list[list[int]]]
+) -> None:
+    """No draft pass, and each tier once a step. One request at a time: beside a prompt drafts cost little more."""
+    control = fix(ours, DEAR, token=2.0)
+    share, control.probes._share = control.probes._share, 0.0
+    control.probes._saved = 0.0
+    with watched(ours) as seen:
+        outputs = [tokens_of(ours.generate([prompt], **OPTIONS)) for prompt in prompts()[:4]]
+    control.probes._share = share
+    assert outputs == [[one] for one in expected[:4]]
+    counters = seen["counters"]
+    assert counters["draft_steps"] == counters["drafted"] == counters["lookup_rounds"] == 0
+    assert counters["passes"][0] == counters["passes"][1] > 0
+    assert counters["reused"] == [0, 0]
+    assert seen["off"][Off.ACCEPTANCE] + seen["off"][Off.LOAD] > 100
+
+
+def test_a_request_says_how_many_drafts_it_wants(
+    ours: Engine, expected: list[list[list[int]]]
+) -> None:
+    fix(ours, CHEAP)
+    ours.flush()
+    ours.proposer.record = record = DraftRecord()
+    wanted: list[Any] = [0, 2, None]
+    params = [
+        sampling(extra_args={"kangaroo": {} if most is None else {"max_drafts": most}}, **OPTIONS)
+        for most in wanted
+    ]
+    with watched(ours) as seen:
+        outputs = ours.generate([prompts()[0]] * 3, params)
+    ours.proposer.record = None
+    assert tokens_of(outputs) == [expected[0]] * 3
+    made = {
+        name.split("-")[0]: [len(exits) for exits in rounds.values()]
+        for name, rounds in record.rounds.items()
+    }
+    names = sorted(output.request_id for output in outputs)
+    assert names[0] not in made
+    assert 0 < max(made[names[1]]) <= 2 < max(made[names[2]])
+    assert seen["off"][Off.REQUEST] > 0
+
+
+@pytest.mark.parametrize("value", [-1, "2", 1.5, True])
+def test_a_wrong_wish_is_refused_for_that_request_alone(
+    ours: Engine, expected: list[list[list[int]]], value: Any
+) -> None:
+    with pytest.raises(VLLMValidationError, match=r"kangaroo\.max_drafts=.* is refused"):
+        ours.generate([[1, 2]], extra_args={"kangaroo": {"max_drafts": value}})
+    ours.sound = True  # nothing was taken in
+    assert tokens_of(ours.generate(prompts()[:1], **OPTIONS)) == expected[:1]
+
+
+@pytest.fixture(scope="module")
+def hispec(engines: Engines) -> Engine:
+    config = {
+        "method": "hispec",
+        "draft_exit_layer": 1,
+        "verify_exit_layer": 3,
+        "draft_tokens_per_round": 1,
+        "num_speculative_tokens": 4,
+        "goodput": {"probe_share": 0.0, "profile": False},
+    }
+    return engines.get(speculative_config=config)
+
+
+@pytest.mark.parametrize(("check", "checked"), [(0.02, True), (5.0, False)])
+def test_hispec_checks_where_that_pays(
+    hispec: Engine, expected: list[list[list[int]]], check: float, checked: bool
+) -> None:
+    """Rounds follow the load; where a check costs more than it brings, the model itself verifies the first exit's drafts."""
+    control = fix(hispec, draft=0.02, check=check)
+    with hispec.drafting() as gain:
+        outputs = hispec.generate(prompts(), **OPTIONS)
+    assert tokens_of(outputs) == expected
+    counters = gain.counters
+    assert counters["defects"] == 0
+    assert (counters["checks"] > 10) == checked
+    stats = control.stats
+    assert sum(stats.lengths[2:]) > 0, "nobody had a second round, or a second draft"
+
+
+def test_hispec_drafts_nothing_where_it_does_not_pay(
+    hispec: Engine, expected: list[list[list[int]]]
+) -> None:
+    fix(hispec, draft=DEAR, token=2.0)
+    with watched(hispec) as seen:
+        outputs = [tokens_of(hispec.generate([prompt], **OPTIONS)) for prompt in prompts()[:3]]
+    assert outputs == [[one] for one in expected[:3]]
+    assert seen["counters"]["draft_steps"] == seen["counters"]["checks"] == 0

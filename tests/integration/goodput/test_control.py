@@ -1,0 +1,162 @@
+"""What goodput control makes of a runner's steps: loads, time between steps, and requests that come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.goodput.acceptance import AcceptanceModel
+from vllm_kangaroo.goodput.controller import GoodputController
+from vllm_kangaroo.goodput.cost_model import CostModel, Load
+from vllm_kangaroo.goodput.cost_profile import CostProfile
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
+from vllm_kangaroo.goodput.goodput_stats import Off
+from vllm_kangaroo.goodput.lookup_control import LookupControl
+from vllm_kangaroo.goodput.observations import Observations
+from vllm_kangaroo.goodput.reliability import Reliability
+from vllm_kangaroo.integration.goodput.build import prior_of
+from vllm_kangaroo.integration.goodput.control import GoodputControl
+from vllm_kangaroo.integration.goodput.weighed_step import WeighedStep
+from vllm_kangaroo.ladder.spans import Spans
+
+
+class Bench:
+    """A control with a clock that stands, and all that it was given to learn."""
+
+    def __init__(self, acceptance: float = 0.9, lookup: bool = False) -> None:
+        self.now = 0.0
+        self.shared: list[Observations] = []
+        costs = CostModel(CostProfile.unknown())
+        controller = GoodputController(
+            costs,
+            AcceptanceModel(4, (acceptance,)),
+            Reliability(),
+            GoodputOptions(probe_share=0.0),
+            most=4,
+            clock=lambda: self.now,
+        )
+        lookups = LookupControl(costs, 4) if lookup else None
+        self.control = GoodputControl(controller, lookups, self.share, lambda: self.now)
+
+    def share(self, seen: Observations) -> Observations:
+        self.shared.append(seen)
+        return seen
+
+    def step(
+        self, names: list[str], spans: list[tuple[int, int]], drafts: list[int], new: list[int]
+    ) -> WeighedStep:
+        """One step: (start, length) of each request, how many of it are drafts, and tokens that it got."""
+        starts, lengths = (np.array(each) for each in zip(*spans, strict=True))
+        rows = np.arange(len(names))
+        sampled = np.flatnonzero(new)
+        return WeighedStep(
+            self.control,
+            names,
+            Spans(rows, rows, starts, lengths),
+            np.array(drafts),
+            sampled,
+            np.array(new)[sampled],
+        )
+
+
+def observe(step: WeighedStep, contexts: list[int], useful: list[int]) -> None:
+    limits = np.maximum(np.array(useful), 0)
+    step.observe(np.array(contexts), limits, np.array(useful))
+
+
+def test_time_is_that_from_step_to_step() -> None:
+    bench = Bench()
+    first = bench.step(["a", "b"], [(0, 10), (0, 7)], [0, 0], [1, 1])
+    observe(first, [11, 8], [9, 9])
+    assert bench.shared[-1].verify is None, "nothing is known of what was before"
+    first.end()
+    bench.now = 0.25
+    second = bench.step(["a", "b", "c"], [(10, 3), (7, 1), (0, 5)], [2, 0, 0], [3, 1, 0])
+    observe(second, [13, 9], [9, 9])
+    assert bench.shared[-1].verify == (0.25, Load(3, 13 + 8 + 5, 4), 5, True)
+    second.end()
+    bench.now = 99.0
+    third = bench.step(["d"], [(0, 5)], [0], [1])
+    observe(third, [6], [9])
+    assert bench.shared[-1].verify is None, "the engine stood still"
+
+
+def test_a_step_that_samples_nothing_is_timed_too() -> None:
+    bench = Bench()
+    for at in range(3):
+        bench.now = 0.1 * at
+        bench.step(["a"], [(16 * at, 16)], [0], [0]).end()
+    assert bench.shared[-1].verify == (pytest.approx(0.1), Load(1, 48, 15), 1, False)
+
+
+def test_drafts_are_chosen_and_learnt_from() -> None:
+    bench = Bench()
+    control, stats = bench.control, bench.control.controller.stats
+    step = bench.step(["a", "b"], [(0, 10), (0, 7)], [0, 0], [1, 1])
+    observe(step, [11, 8], [9, -1])
+    chosen = step.choose(np.array([4, 0]))
+    assert chosen.tolist() == [0]
+    pace: Any = step.pace
+    pace.keep([0], [0.9], [False])
+    step.end()
+    assert stats.lengths[1] == 1
+    control.close("b")
+    before = control.controller.acceptance.by_position[0]
+    for _ in range(20):
+        bench.now += 0.01
+        following = bench.step(["a"], [(10, 2)], [1], [2])
+        observe(following, [13], [9])
+        following.choose(np.array([4]))
+        pace = following.pace
+        pace.keep([0], [0.9], [False])
+        following.end()
+    assert stats.accepted == 20
+    assert control.controller.acceptance.by_position[0] > before
+
+
+def test_requests_that_get_none_are_counted_by_reason() -> None:
+    bench = Bench()
+    step = bench.step(["a", "b", "c"], [(5, 1)] * 3, [0] * 3, [1] * 3)
+    step.observe(np.full(3, 7), np.array([0, 0, 0]), np.array([5, 0, -1]))
+    off = bench.control.controller.stats.off
+    assert (off[Off.REQUEST], off[Off.ENDING]) == (1, 1)
+
+
+def test_a_number_of_a_request_that_ended_is_another_s() -> None:
+    bench = Bench()
+    control = bench.control
+    assert control.slots(["a", "b"]).tolist() == [0, 1]
+    control.controller.acceptance._hits[0] = 5.0
+    control.close("a")
+    control.close("a")
+    control.close("unknown")
+    assert control.slots(["b", "c"]).tolist() == [1, 0]
+    assert control.controller.acceptance._hits[0] == 0.0
+
+
+def test_drafts_that_were_looked_up_are_trimmed() -> None:
+    """The likelier the first is right, the more; none where verifying them costs more than they bring."""
+    bench = Bench(lookup=True)
+    step = bench.step(["a", "b"], [(5, 1)] * 2, [0, 0], [1, 1])
+    observe(step, [7, 7], [9, 9])
+    left = step.trim(np.array([0, 1]), [4, 4], [0.95, 0.05])
+    assert left[0] > left[1]
+    costs = bench.control.controller.costs
+    for _ in range(200):
+        costs.observe_verify(0.01, Load(2, 14), 2, drafted=False)
+        costs.observe_verify(0.2, Load(2, 14), 8, drafted=True)
+    assert step.trim(np.array([0, 1]), [4, 4], [0.5, 0.5]) == [0, 0]
+
+
+def test_what_is_known_of_an_adapter() -> None:
+    def adapter(training: dict[str, Any]) -> AdapterConfig:
+        return AdapterConfig.model_construct(training=training)
+
+    assert len(prior_of(None)) == 1
+    agreement = [{"top1_agreement": 0.43}, {"top1_agreement": 0.38}]
+    assert prior_of(adapter({"figures_by_draft": agreement})) == (0.43, 0.38)
+    for record in ({}, {"figures_by_draft": []}, {"figures_by_draft": [{"loss": 1.0}]}):
+        assert prior_of(adapter(record)) == (0.6,)

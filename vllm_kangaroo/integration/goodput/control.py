@@ -1,0 +1,159 @@
+"""Goodput control beside a V1 runner: what a step ran over and took, and what is to be drafted for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_kangaroo.goodput.controller import Chosen, GoodputController
+from vllm_kangaroo.goodput.cost_model import Load
+from vllm_kangaroo.goodput.goodput_stats import Off
+from vllm_kangaroo.goodput.lookup_control import LookupControl
+from vllm_kangaroo.goodput.observations import Observations
+from vllm_kangaroo.integration.goodput.figures import Figures
+from vllm_kangaroo.ladder.spans import IntArray, Spans
+
+
+class GoodputControl:
+    """Told of every step of a runner; decides who drafts.
+
+    Args:
+        lookups: None if no draft is looked up.
+        share: gives all ranks what the first of them has.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        controller: GoodputController,
+        lookups: LookupControl | None,
+        share: Callable[[Any], Any],
+        clock: Callable[[], float],
+    ) -> None:
+        self.controller = controller
+        self.lookups = lookups
+        self.figures = Figures(controller, clock)
+        self._share = share
+        self._clock = clock
+        self._slot_of: dict[str, int] = {}
+        self._free: list[int] = []
+        self._opened = 0
+        self._ended_at = 0.0
+        self._before: set[str] = set()
+        """The requests of the step before."""
+        self._seen = Observations()
+        self._load = Load(0)
+        """Of the next verification."""
+
+    def slots(self, request_ids: Sequence[str]) -> IntArray:
+        """The number of each request here, new ones being opened: ``[requests]``."""
+        found = self._slot_of
+        return np.array(
+            [found[name] if name in found else self._open(name) for name in request_ids],
+            dtype=np.int64,
+        )
+
+    def _open(self, request_id: str) -> int:
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot, self._opened = self._opened, self._opened + 1
+        self._slot_of[request_id] = slot
+        self.controller.open(slot)
+        if self.lookups is not None:
+            self.lookups.open(slot)
+        return slot
+
+    def close(self, request_id: str) -> None:
+        """A request has ended."""
+        slot = self._slot_of.pop(request_id, None)
+        if slot is not None:
+            self._free.append(slot)
+
+    def observe(
+        self,
+        request_ids: Sequence[str],
+        spans: Spans,
+        drafts: IntArray,
+        sampled: IntArray,
+        new_tokens: IntArray,
+        ended: NDArray[np.bool_],
+    ) -> IntArray:
+        """A step has sampled its tokens.
+
+        Args:
+            request_ids: of the batch.
+            spans: what was run.
+            drafts: how many of each span were drafts, ``[batch]``.
+            sampled: rows that got tokens.
+            new_tokens, ended: how many each of these got, and whether it is at its end.
+
+        Returns:
+            Numbers of these requests, as :meth:`choose` takes them.
+        """
+        now = self._clock()
+        names = set(request_ids)
+        seen, self._seen = self._seen, Observations()
+        prompts = np.maximum(spans.lengths - 1 - drafts, 0)
+        prompt_tokens = int(prompts.sum())
+        if not self._before.isdisjoint(names):  # else the engine may have stood still before it
+            load = Load(len(names), int(spans.ends.sum()), prompt_tokens)
+            tokens = spans.tokens - prompt_tokens
+            seen.verify = (now - self._ended_at, load, tokens, bool(drafts.any()))
+        self._before = names
+        self.controller.observe(self._share(seen), int(new_tokens.sum()))
+        slots = self.slots([request_ids[row] for row in sampled])
+        contexts, verified = spans.ends[sampled], drafts[sampled]
+        accepted = new_tokens - 1
+        self.controller.verified(slots, contexts, verified, accepted)
+        if self.lookups is not None:
+            self.lookups.verified(slots, contexts, verified, accepted)
+        # Prompts that are not through go on beside the next verification as they did beside this.
+        waiting = prompts.copy()
+        waiting[sampled] = 0
+        self._load = Load(
+            len(sampled) - int(ended.sum()) + int((waiting > 0).sum()),
+            int(spans.ends.sum()),
+            int(waiting.sum()),
+        )
+        return slots
+
+    def trim(
+        self, slots: IntArray, lengths: Sequence[int], shares: Sequence[float]
+    ) -> tuple[list[int], float]:
+        """How many drafts that were looked up are proposed, and how many of these are expected to be accepted.
+
+        Args:
+            slots: of the requests that have any.
+            lengths, shares: how many each has, and how likely its first is right.
+        """
+        assert self.lookups is not None
+        return self.lookups.trim(self._load, slots, lengths, shares)
+
+    def choose(
+        self,
+        slots: IntArray,
+        contexts: IntArray,
+        limits: IntArray,
+        *,
+        tokens: int = 0,
+        expected: float = 0.0,
+    ) -> Chosen:
+        """See :meth:`vllm_kangaroo.goodput.controller.GoodputController.choose`."""
+        return self.controller.choose(
+            self._load, slots, contexts, limits, tokens=tokens, expected=expected
+        )
+
+    def end(self, chosen: Chosen | None) -> None:
+        """A step is over, whatever was chosen in it has been drafted."""
+        if chosen is not None and chosen.round is not None:
+            self.controller.end(chosen)
+            self._seen = chosen.round.observations()
+        self._ended_at = self._clock()
+
+    def leave_out(self, why: Off, requests: int) -> None:
+        """See :meth:`vllm_kangaroo.goodput.controller.GoodputController.leave_out`."""
+        self.controller.leave_out(why, requests)
