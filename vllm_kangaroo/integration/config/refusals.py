@@ -8,7 +8,7 @@ from typing import Any
 from vllm.config import ModelConfig, ParallelConfig
 from vllm.platforms import current_platform
 
-from vllm_kangaroo.options import OptionError
+from vllm_kangaroo.options import EarlyExitPlan, OptionError
 
 WORKERS = {
     "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
@@ -49,6 +49,20 @@ def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) 
     """
     for sentence in (*_models(model), *_settings(args, parallel)):
         raise OptionError(sentence)
+
+
+def refuse_untried(plan: EarlyExitPlan, parallel: ParallelConfig) -> None:
+    """Refuse what should work and has never been seen to.
+
+    Raises:
+        OptionError: naming the setting and the remedy.
+    """
+    ranks = parallel.tensor_parallel_size
+    if plan.goodput is not None and ranks > 1:
+        raise OptionError(
+            f"tensor_parallel_size={ranks} has not been tried with goodput control yet: set it to 1, or leave 'goodput' out "
+            "of speculative_config."
+        )
 
 
 def _models(model: ModelConfig) -> Iterator[str]:
