@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.cli.demo import Method, speculative_configs
-from vllm_kangaroo.demo.models import TINY
+from vllm_kangaroo.demo.models import SMOLLM2, TINY
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,18 @@ def test_own_flags_go_before_the_demos_settings() -> None:
     assert configs() == base | {"model": "theirs"}
     assert configs(adapter=Path("ours")) == base | {"model": "ours"}
     assert configs(exit_layer=3) == base | {"exit_layer": 3}
+
+
+def test_a_model_is_shown_with_the_methods_that_it_has_settings_for() -> None:
+    assert "hispec" not in SMOLLM2.drafting()
+    found = speculative_configs(
+        Method.ALL, None, drafting=SMOLLM2.drafting(), adapter=None, exit_layer=None
+    )
+    assert "kangaroo" in found and "hispec" not in found
+    done = CliRunner().invoke(cli.app, ["demo", "--model", "smollm2", "--method", "hispec"])
+    assert done.exit_code == 2
+    assert "--method hispec has no adapter or exits for smollm2 here" in done.stderr
+    assert "--model tiny" in done.stderr
 
 
 def test_all_methods_have_their_own_settings() -> None:

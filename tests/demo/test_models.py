@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_names_and_paths() -> None:
     assert models.served("tiny") == tiny_model()
     assert models.known("tiny") is models.TINY
-    assert models.known("") is models.SHOWN
+    assert models.known("") is models.MEASURED
     for other in ("./tiny", "meta-llama/Llama-3.1-8B-Instruct"):
         assert models.known(other) is None
         assert models.served(other) == other

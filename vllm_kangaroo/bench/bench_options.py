@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kangaroo.bench.engines import EngineSettings, speculative_config
-from vllm_kangaroo.demo.models import SHOWN, WHICH, served
+from vllm_kangaroo.demo.models import MEASURED, WHICH, served
 from vllm_kangaroo.options import OptionError
 
 
@@ -17,7 +17,7 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(default=SHOWN.name, description=f"Model to measure: {WHICH}.")
+    model: str = Field(default=MEASURED.name, description=f"Model to measure: {WHICH}.")
     dtype: str = Field(default="bfloat16", description="bfloat16, float32, ... or auto.")
     eager: bool = Field(default=False, description="Compile no engine.")
     batch_size: int = Field(default=1, ge=1, description="Prompts generated at once.")

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter
 
-from vllm_kangaroo.demo.models import SHOWN
+from vllm_kangaroo.demo.models import MEASURED
 from vllm_kangaroo.text_inputs import InputError, TextInput
 
-DEMO_PROMPTS = SHOWN.prompts
+DEMO_PROMPTS = MEASURED.prompts
 FORM = "a JSON list of {name, messages} or Spec-Bench's question.jsonl"
 # Spec-Bench (arXiv 2401.07851) reports the eight categories of its MT-Bench part as one task.
 MT_BENCH = frozenset(

@@ -13,7 +13,7 @@ from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.report import print_result
 from vllm_kangaroo.cli.bench_comparisons import add_commands
 from vllm_kangaroo.console import make_console
-from vllm_kangaroo.demo.models import SHOWN, WHICH, served
+from vllm_kangaroo.demo.models import MEASURED, WHICH, served
 from vllm_kangaroo.options import OptionError
 
 bench_app = typer.Typer(invoke_without_command=True)
@@ -24,7 +24,7 @@ add_commands(bench_app)
 def bench(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Option(help=f"Model to measure: {WHICH}.", show_default=SHOWN.name)
+        str, typer.Option(help=f"Model to measure: {WHICH}.", show_default=MEASURED.name)
     ] = "",
     method: Annotated[
         str, typer.Option(help="Method of drafting, ours or vLLM's own.")

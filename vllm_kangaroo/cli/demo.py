@@ -19,7 +19,7 @@ from vllm_kangaroo.demo.chat import Chat, reader
 from vllm_kangaroo.demo.comparison import PLAIN, compare
 from vllm_kangaroo.demo.demo_results import DemoResult, Segment
 from vllm_kangaroo.demo.interrupts import shielded
-from vllm_kangaroo.demo.models import SHOWN, WHICH, known, served
+from vllm_kangaroo.demo.models import MODELS, SHOWN, WHICH, known, served
 from vllm_kangaroo.demo.view import answer, closing, legend, save_picture
 from vllm_kangaroo.integration.config.arithmetic import suited_dtype
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
@@ -68,8 +68,13 @@ def demo(
         ),
     ] = None,
     eager: Annotated[
-        bool, typer.Option("--eager", help="Compile no engine: quicker start, slower run.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--eager/--compiled",
+            help="Compile no engine: quicker start, slower run.",
+            show_default=f"--eager for {SHOWN.name}, else --compiled",
+        ),
+    ] = None,
     method: Annotated[
         Method, typer.Option(help="Method of drafting, or all beside each other.")
     ] = KANGAROO.name,
@@ -106,10 +111,15 @@ def demo(
     if verbose:
         engines.verbose_logging()
     shown = known(model)
+    drafting = {} if shown is None else shown.drafting()
+    if shown is not None and not (adapter or exit_layer or speculative_config):
+        _refuse_without_settings(shown.name, drafting, method)
+    if eager is None:
+        eager = shown is not None and shown.eager
     configs = speculative_configs(
         method,
         speculative_config,
-        drafting={} if shown is None else shown.drafting(),
+        drafting=drafting,
         adapter=adapter,
         exit_layer=exit_layer,
     )
@@ -200,6 +210,18 @@ def _chat(
         talk.run(reader(console))
 
 
+def _refuse_without_settings(
+    model: str, drafting: Mapping[str, Mapping[str, Any]], method: Method
+) -> None:
+    """A model of ours is shown with settings that suit it: without any, its bare exits would draft nonsense."""
+    if method != ALL and METHODS[method].choosers and method not in drafting:
+        others = ", ".join(one.name for one in MODELS.values() if method in one.drafting())
+        raise OptionError(
+            f"--method {method} has no adapter or exits for {model} here: name --model {others}, --exit-layer, --adapter "
+            "or --speculative-config."
+        )
+
+
 def _refuse_in_a_chat(ctx: typer.Context, method: Method) -> None:
     if method == ALL:
         raise OptionError("--chat and --method all exclude each other: name one method.")
@@ -239,6 +261,8 @@ def speculative_configs(
     given = {name: flag for name, flag in flags.items() if flag is not None}
     found = {}
     for name in METHODS if method == ALL else [str(method)]:
+        if method == ALL and drafting and name not in drafting and not given:
+            continue
         settings = dict(drafting.get(name, {}))
         own = given
         if method == ALL:
