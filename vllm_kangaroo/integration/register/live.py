@@ -22,6 +22,7 @@ REQUEST = "doctor"
 def demo_engine() -> Iterator[Any]:
     """The demo's small model with its adapter, compiled, in this process: an ``LLM``."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # every ``live`` is the V1 runner's
     from vllm import LLM
 
     from vllm_kangaroo import tiny_adapter, tiny_model
