@@ -155,14 +155,14 @@ def host_branch(patch: pytest.MonkeyPatch) -> None:
 
 
 def moved_buffer(patch: pytest.MonkeyPatch) -> None:
-    """States are kept elsewhere after the capture than the graphs read them."""
-    route = KeptStates.route
+    """Positions are put elsewhere after the capture than the graphs read them."""
+    begin = KangarooSpeculator._begin
 
-    def moving(self: KeptStates, *args: Any) -> None:
-        route(self, *args)
-        self.index = self.index.clone()
+    def moving(self: KangarooSpeculator, *args: Any) -> None:
+        self.at = self.at.clone()
+        begin(self, *args)
 
-    patch.setattr(KeptStates, "route", moving)
+    patch.setattr(KangarooSpeculator, "_begin", moving)
 
 
 def host_read(patch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,13 @@ def test_a_graph_that_reads_the_wrong_states_is_seen(
     engines: Engines, expected: list[list[int]], plant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = captured(engines)
-    index = engine.speculator.kept.index
+    at = engine.speculator.at
     plant(monkeypatch)
     try:
         assert run(engine) != expected
     finally:
-        engine.speculator.kept.index = index
-        engine.sound = True
+        engine.speculator.at = at
+        assert engine.llm.reset_prefix_cache()  # what was kept of wrong passes
 
 
 def test_a_branch_that_a_capture_froze_is_seen(

@@ -167,3 +167,13 @@ def test_v2_keeps_a_slot_more_for_the_pass_without_a_head() -> None:
     of_v1 = engine_plan.EarlyExitVllmConfig.num_lookahead_tokens.fget
     of_v2 = engine_plan.EarlyExitV2VllmConfig.num_lookahead_tokens.fget
     assert (of_v1(config), of_v2(config)) == (4, 5)  # type: ignore[misc]
+
+
+def test_a_setting_that_is_new_is_not_left_unheeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Newer(EarlyExitPlan):
+        colour: str = "none"
+
+    values = plan().model_dump()
+    assert choose(monkeypatch, True, Newer(**values))
+    with pytest.raises(OptionError, match="colour in speculative_config"):
+        choose(monkeypatch, True, Newer(**values, colour="blue"))

@@ -18,6 +18,18 @@ from vllm_kangaroo.integration.laps_sd.settings import is_laps_sd
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import EarlyExitPlan, OptionError
 
+SERVED = frozenset(
+    {
+        "method",
+        "exits",
+        "adapters",
+        "num_speculative_tokens",
+        "confidence_threshold",
+        "tokens_per_round",  # of HiSpec, which is not served as a whole
+        "draft_sample_method",
+    }
+)
+"""Fields of a plan that V2 heeds; any other, ``lookup`` for one, keeps V1 where it is set."""
 logger = init_logger(__name__)
 
 
@@ -53,10 +65,10 @@ def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterato
     """What was set that V2 does not serve yet, as ``key=value``."""
     if not METHODS[plan.method].on_v2:
         yield f"method={plan.method!r}"
-    if plan.lookup is not None:
-        yield "lookup in speculative_config"
-    if plan.goodput is not None:
-        yield "goodput in speculative_config"
+    for name, field in type(plan).model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if name not in SERVED and getattr(plan, name) != default:
+            yield f"{name} in speculative_config"
     if parallel.tensor_parallel_size > 1:
         yield f"tensor_parallel_size={parallel.tensor_parallel_size}"
     if parallel.distributed_executor_backend == "ray":
