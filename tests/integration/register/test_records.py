@@ -41,7 +41,7 @@ def test_seams_are_recorded_and_there(version: str) -> None:
     recorded = RELEASES[version]
     assert len({seam.target for seam in SEAMS} - set(recorded)) < 20
     assert [target for target, entry in recorded.items() if "missing" in entry] == []
-    assert sum("source" in entry for entry in recorded.values()) > 80
+    assert sum("source" in str(entry) for entry in recorded.values()) > 80
     low, high = (Version(bound) for bound in SUPPORTED)
     assert low <= Version(version) < high
 
@@ -76,7 +76,7 @@ def test_what_a_record_holds() -> None:
         Seam("vllm.config:DeviceConfig", "read", "a test", ("device",)),
     )
     found = records.record(seams)
-    assert "source" in found["vllm.sampling_params:SamplingParams"]
+    assert set(found["vllm.sampling_params:SamplingParams"]) == {"source of _validate_spec_decode"}
     assert found["vllm.plugins:load_plugins_by_group"]["signature"] == "group"
     assert "no_such_thing" in found["vllm.plugins:no_such_thing"]["missing"]
     assert found["vllm.config:DeviceConfig"] == {}, "a class is leant on by its functions"

@@ -23,7 +23,8 @@ from vllm_kangaroo.integration.register.seam import Seam
 from vllm_kangaroo.integration.register.seams import SEAMS
 
 Record = Mapping[str, Mapping[str, str]]
-"""By the target of a seam: ``signature`` and ``source`` where it has them, ``missing`` where it is not there."""
+"""By the target of a seam: ``signature`` and ``source`` of a function, ``source of NAME`` of each method of a class that is leant
+on, ``missing`` where it is not there."""
 
 
 def record(seams: tuple[Seam, ...] = SEAMS) -> dict[str, dict[str, str]]:
@@ -35,10 +36,10 @@ def record(seams: tuple[Seam, ...] = SEAMS) -> dict[str, dict[str, str]]:
 
 
 def differences(expected: Record, found: Record) -> Iterator[str]:
-    """A line for each seam that is not as it was recorded; those without a record have nothing to be compared with."""
+    """A line for each seam that is not as it was recorded; what has no record yet has nothing to be compared with."""
     for target in sorted({*expected} & {*found}):
         old, new = expected[target], found[target]
-        for key in ("missing", "signature", "source"):
+        for key in sorted({*old} & {*new} | {"missing"}):
             if old.get(key) != new.get(key):
                 yield f"{target}: {key} was {old.get(key)}, is {new.get(key)}"
 
@@ -55,14 +56,20 @@ def _entry(target: str, names: list[str]) -> dict[str, str]:
     if isinstance(found, type):
         return _of_class(found, names)
     function = _function(found)
-    return {} if function is None else {"signature": _signature(function), **_hash([function])}
+    if function is None:
+        return {}
+    hashed = _hash(function)
+    return {"signature": _signature(function)} | ({"source": hashed} if hashed else {})
 
 
 def _of_class(cls: type, names: list[str]) -> dict[str, str]:
     """A class is leant on by its names: of those that are functions, the source counts."""
-    members = (inspect.getattr_static(cls, name, None) for name in names)
-    functions = [function for each in members if (function := _function(each)) is not None]
-    return _hash(functions) if functions else {}
+    found: dict[str, str] = {}
+    for name in names:
+        function = _function(inspect.getattr_static(cls, name, None))
+        if function is not None and (hashed := _hash(function)):
+            found[f"source of {name}"] = hashed
+    return found
 
 
 def _function(member: Any) -> Any:
@@ -77,12 +84,12 @@ def _signature(function: Any) -> str:
     return ", ".join(map(str, inspect.signature(function).parameters))
 
 
-def _hash(functions: list[Any]) -> dict[str, str]:
+def _hash(function: Any) -> str:
     try:
-        sources = [inspect.getsource(each) for each in functions]
+        source = inspect.getsource(function)
     except (OSError, TypeError):  # made by code
-        return {}
-    return {"source": hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]}
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":
