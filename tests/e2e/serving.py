@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 
 START_S = 600.0
+ROOT = Path(__file__).resolve().parents[2]
 VLLM = str(Path(sys.executable).parent / "vllm")
 
 
@@ -38,6 +40,22 @@ def environment(alias: Path) -> dict[str, str]:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")
         values["PYTHONPATH"] = os.pathsep.join(filter(None, (str(alias), values.get("PYTHONPATH"))))
     return values
+
+
+def unpacked_wheel(folder: Path) -> Path:
+    """Build the project's wheel and unpack it; returns the directory to put first on ``PYTHONPATH``."""
+    source, site = folder / "source", folder / "site"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "vllm_kangaroo", source / "vllm_kangaroo", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index"]
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([*build, str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", str(site), str(wheel)], check=True)
+    return site
 
 
 def free_port() -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,15 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.serving import Server, environment, free_port, members, serving, start
+from tests.e2e.serving import (
+    Server,
+    environment,
+    free_port,
+    members,
+    serving,
+    start,
+    unpacked_wheel,
+)
 from vllm_kangaroo import tiny_model
 
 MODEL_LENGTH = 512
@@ -77,7 +87,14 @@ def plain() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return environment(tmp_path_factory.mktemp("alias"))
+    """In which the package is what its wheel holds, and nothing of this checkout."""
+    values = environment(tmp_path_factory.mktemp("alias"))
+    site = unpacked_wheel(tmp_path_factory.mktemp("wheel"))
+    values["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), values.get("PYTHONPATH"))))
+    asked = [sys.executable, "-c", "import vllm_kangaroo; print(vllm_kangaroo.__file__)"]
+    found = subprocess.run(asked, env=values, cwd=site, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()).is_relative_to(site)
+    return values
 
 
 @pytest.fixture(scope="module")
