@@ -13,11 +13,14 @@ import httpx
 import psutil
 import pytest
 
+from tests.e2e.serving import free_port
 from vllm_kangaroo import tiny_model
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.timeout(1200)
 
-URL = "http://127.0.0.1:8000/v1"
+COMES_BACK_S = 900.0
+"""For a replica to start anew on a machine with other tests on it."""
 ASKED = {"model": "tiny", "prompt": "The old man looked at", "max_tokens": 24, "temperature": 0}
 
 
@@ -37,7 +40,8 @@ def expected() -> str:
 
 
 @pytest.fixture(scope="module")
-def served(expected: str) -> Iterator[None]:
+def url(expected: str) -> Iterator[str]:
+    """Of the application, on a port of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,24 +54,26 @@ def served(expected: str) -> Iterator[None]:
         from examples.ray_serve.app import llm_config
 
         config = llm_config(dtype="float32", enforce_eager=True, max_model_len=256)
+        port = free_port()
         try:
+            serve.start(http_options={"port": port})
             serve.run(build_openai_app({"llm_configs": [config]}))
-            yield
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             serve.shutdown()
             ray.shutdown()
 
 
-def test_answers_are_those_of_vllm_alone(served: None, expected: str) -> None:
-    answer = httpx.post(f"{URL}/completions", json=ASKED, timeout=120)
+def test_answers_are_those_of_vllm_alone(url: str, expected: str) -> None:
+    answer = httpx.post(f"{url}/completions", json=ASKED, timeout=120)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["text"] == expected
 
 
-def test_a_stream_is_the_same_in_pieces(served: None, expected: str) -> None:
+def test_a_stream_is_the_same_in_pieces(url: str, expected: str) -> None:
     pieces: list[str] = []
     with httpx.stream(
-        "POST", f"{URL}/completions", json=ASKED | {"stream": True}, timeout=120
+        "POST", f"{url}/completions", json=ASKED | {"stream": True}, timeout=120
     ) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):
@@ -77,15 +83,15 @@ def test_a_stream_is_the_same_in_pieces(served: None, expected: str) -> None:
     assert 1 < len(pieces) <= ASKED["max_tokens"]
 
 
-def test_a_killed_engine_comes_back(served: None, expected: str) -> None:
+def test_a_killed_engine_comes_back(url: str, expected: str) -> None:
     """The engine core is killed; Serve starts the replica anew, and a client that asks again is answered."""
     [victim] = engine_cores()
     os.kill(victim, signal.SIGKILL)
-    until = time.monotonic() + 300
+    until = time.monotonic() + COMES_BACK_S
     while time.monotonic() < until:
         time.sleep(1)
         try:
-            answer = httpx.post(f"{URL}/completions", json=ASKED, timeout=60)
+            answer = httpx.post(f"{url}/completions", json=ASKED, timeout=60)
         except httpx.TransportError:
             continue
         if answer.status_code == 200 and victim not in engine_cores():

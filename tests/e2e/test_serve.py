@@ -104,7 +104,10 @@ def refusals(
     """Servers that must not start; they fail while the other one comes up."""
     folder = tmp_path_factory.mktemp("refused")
     started = {
-        name: (start([tiny_model(), *SHAPE, *flags], env, folder / name), folder / name)
+        name: (
+            start([tiny_model(), *SHAPE, *flags, "--port", str(free_port())], env, folder / name),
+            folder / name,
+        )
         for name, flags in REFUSED.items()
     }
     yield started
