@@ -12,7 +12,7 @@ SMALL: dict[str, Any] = {
     "max_model_len": 128,
     "max_num_seqs": 8,
     "max_num_batched_tokens": 48,
-    "num_gpu_blocks_override": 14,
+    "num_gpu_blocks_override": 8,
 }
 """Prompts come in pieces, and there are too few KV blocks for all."""
 DRAFTS = 4
