@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_kangaroo.goodput.reliability import BINS
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
 from vllm_kangaroo.integration.goodput.figures import MICRO, take_out
+from vllm_kangaroo.integration.inspect import stat_loggers
 from vllm_kangaroo.integration.register import patching
-from vllm_kangaroo.integration.register.patching import Patch
-
-LOGGERS = "vllm.v1.metrics.loggers"
 
 
 class GoodputProm:
@@ -89,8 +87,9 @@ def install() -> None:
         SeamError: if vLLM is not as the register says.
     """
     patching.apply(
-        Patch(f"{LOGGERS}:PrometheusStatLogger.__init__", _init_prometheus, "goodput"),
-        Patch(f"{LOGGERS}:StatLoggerManager.record", _record, "goodput"),
+        *stat_loggers.patches(
+            "goodput", "goodput_prom", GoodputProm, asked=weighs_drafts, take_out=take_out
+        )
     )
 
 
@@ -99,31 +98,3 @@ def weighs_drafts(vllm_config: Any) -> bool:
     additional = vllm_config.additional_config
     plan = additional.get(PLAN_KEY) if isinstance(additional, dict) else None
     return isinstance(plan, dict) and plan.get("goodput") is not None
-
-
-def _init_prometheus(original: Callable[..., None]) -> Callable[..., None]:
-    def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, vllm_config, *args, **kwargs)
-        self.goodput_prom = GoodputProm(self) if weighs_drafts(vllm_config) else None
-
-    return init
-
-
-def _record(original: Callable[..., None]) -> Callable[..., None]:
-    """Before any logger sees the stats: those that print would take our counts for vLLM's own."""
-
-    def record(
-        self: Any,
-        scheduler_stats: Any,
-        iteration_stats: Any,
-        mm_cache_stats: Any = None,
-        engine_idx: int | None = None,
-    ) -> None:
-        figures = take_out(scheduler_stats) if scheduler_stats is not None else {}
-        original(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
-        if figures:
-            for logger in self.stat_loggers:
-                if (prometheus := getattr(logger, "goodput_prom", None)) is not None:
-                    prometheus.record(figures, engine_idx or 0)
-
-    return record
