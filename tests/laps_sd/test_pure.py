@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import vllm_kangaroo.laps_sd
+from tests.purity import loaded_by
 
 PACKAGE = Path(vllm_kangaroo.laps_sd.__file__).parents[1]
 SIMULATOR = "vllm_kangaroo.laps_sd.simulator"
 MAY_SIMULATE = {"cli/simulate.py", "bench/simulated_replay.py"}
 """What simulates for its user: one command, and what a replay is compared with."""
 
-LOADED = """
-import json, pkgutil, sys
-import vllm_kangaroo.laps_sd as package
-names = [each.name for each in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
-for name in names:
-    __import__(name)
-print(json.dumps([names, sorted(sys.modules)]))
-"""
-
 
 def test_no_module_of_it_imports_torch_or_vllm() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED],
-        env={"PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names, loaded = json.loads(done.stdout)
-    assert {f"{SIMULATOR}.engine", "vllm_kangaroo.laps_sd.policy"} <= set(names) <= set(loaded)
+    names, loaded = loaded_by("vllm_kangaroo.laps_sd")
+    assert {f"{SIMULATOR}.engine", "vllm_kangaroo.laps_sd.policy"} <= names <= loaded
     assert not [each for each in loaded if each.partition(".")[0] in ("torch", "vllm")]
 
 

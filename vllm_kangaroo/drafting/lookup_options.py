@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from vllm_kangaroo.switch import from_switch
 
 
 class LookupOptions(BaseModel):
@@ -38,13 +40,7 @@ class LookupOptions(BaseModel):
     )
 
 
-def _from_switch(value: Any) -> Any:
-    if value is True:
-        return {}
-    return None if value is False else value
-
-
-LookupSetting = Annotated[LookupOptions | None, BeforeValidator(_from_switch)]
+LookupSetting = Annotated[LookupOptions | None, BeforeValidator(from_switch)]
 """Of an option: true, false or an object; None is false."""
 
 MEANING = (
