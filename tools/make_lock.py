@@ -17,7 +17,9 @@ FOLDER = ROOT / "requirements"
 LOWEST = "3.11"
 
 
-def compile_lock(name: str, source: str, extra: list[str], text: str = "") -> None:
+def compile_lock(
+    name: str, source: str, extra: list[str], text: str = "", left_out: str = "left-out.txt"
+) -> None:
     """Run ``uv pip compile`` on ``source`` ("-": ``text``) and write ``requirements/name``.
 
     Raises:
@@ -25,7 +27,7 @@ def compile_lock(name: str, source: str, extra: list[str], text: str = "") -> No
     """
     command = ["uv", "pip", "compile", source, "--universal", "--python-version", LOWEST]
     command += ["--generate-hashes", "--no-build", "--annotation-style", "line", "--no-header"]
-    command += ["--excludes", str(FOLDER / "left-out.txt"), "--index-strategy", "unsafe-best-match"]
+    command += ["--excludes", str(FOLDER / left_out), "--index-strategy", "unsafe-best-match"]
     command += ["--quiet", "--output-file", str(FOLDER / name), *extra]
     run = subprocess.run(command, cwd=ROOT, input=text, text=True, check=False)
     if run.returncode:
@@ -49,11 +51,21 @@ def finish(name: str, head: str) -> None:
 
 
 def main() -> None:
-    """Write the three locks."""
+    """Write the locks of the CPU build, or that of the build for CUDA."""
     parser = argparse.ArgumentParser(description=__doc__)
-    extra = parser.parse_known_args()[1]
+    parser.add_argument("--cuda", action="store_true", help="write cuda.lock and no other")
+    arguments, extra = parser.parse_known_args()
     if shutil.which("uv") is None:
         sys.exit("make_lock: uv was not found: install it with `pip install uv`.")
+    if arguments.cuda:
+        compile_lock(
+            "cuda.lock", "pyproject.toml", ["--extra", "cuda", *extra], left_out="left-out-cuda.txt"
+        )
+        finish(
+            "cuda.lock", "what running needs on CUDA; left-out-cuda.txt names what it does without."
+        )
+        print(f"{FOLDER / 'cuda.lock'}: {len(pinned('cuda.lock'))} pins")
+        return
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     tools = [line for name in ("ray", "test", "dev") for line in extras[name]]
