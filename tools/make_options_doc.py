@@ -30,7 +30,7 @@ def page() -> str:
     """The whole page."""
     methods = [section(name, model) for name, model in OPTIONS.items()]
     others = [
-        section("lookup", LookupOptions),
+        section("lookup, the option", LookupOptions),
         section("goodput", GoodputOptions),
         section("LAPS-SD", LapsSdOptions),
     ]

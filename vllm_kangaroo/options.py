@@ -80,6 +80,11 @@ class EarlyExitPlan(BaseModel):
     )
 
     @property
+    def exit_drafts(self) -> bool:
+        """Whether any exit drafts; otherwise the model is never run but whole."""
+        return self.num_speculative_tokens > 0
+
+    @property
     def lookup_tokens(self) -> int:
         """Most drafts of a round that are looked up."""
         if self.lookup is None:

@@ -50,7 +50,7 @@ def test_vllms_own_configs_are_left_to_vllm(config: dict[str, Any]) -> None:
     options = CompareOptions(config=(f"theirs={whole}", 'ours={"method": "hispec"}'))
     assert options.configs() == {"theirs": config, "ours": {"method": "hispec"}}
     assert [is_ours(each) for each in options.configs().values()] == [False, True]
-    with pytest.raises(OptionError, match="is not one of kangaroo, hispec: choose"):
+    with pytest.raises(OptionError, match="is not one of kangaroo, hispec, lookup: choose"):
         speculative_config(whole=whole)
 
 
@@ -65,7 +65,7 @@ def test_what_nobody_has_is_refused(config: dict[str, Any]) -> None:
         speculative_config(whole=json.dumps(config), of_vllm=True)
     sentence = str(refused.value)
     assert sentence.startswith(f"speculative_config['method']={config.get('method')!r} is not one")
-    assert "kangaroo, hispec" in sentence and "ngram" in sentence
+    assert "kangaroo, hispec, lookup" in sentence and "ngram" in sentence
 
 
 def test_ours_are_read_as_before() -> None:

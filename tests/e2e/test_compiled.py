@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.checkpoints import make_adapter, make_model
 from tests.e2e.engines import Engine, Engines, tokens_of
+from tests.e2e.fixed_costs import fix
 
 PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(6)]
 OPTIONS: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
@@ -115,3 +116,40 @@ def test_drafts_from_the_text_are_verified_tier_by_tier(
         assert tokens_of(engine.generate(PROMPTS, **OPTIONS)) == expected
     assert gain.counters["lookup_accepted"] > 0 and gain.counters["drafted"] > 0
     assert passes["joined"] > 0 and passes["top"] > gain.counters["lookup_rounds"] / len(PROMPTS)
+
+
+def test_a_step_without_drafts_is_one_graph(
+    engines: Engines,
+    model: str,
+    hispec: dict[str, Any],
+    plain: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under goodput control; drafts that come later find the adapter's keys and values of all positions."""
+    config = {
+        "method": "kangaroo",
+        "model": hispec["draft_adapter"],
+        "confidence_threshold": 0.0,
+        "goodput": {"probe_share": 0.0, "profile": False},
+    }
+    weighing = engines.get(model=model, enforce_eager=False, speculative_config=config)
+    expected = tokens_of(plain.generate(PROMPTS, **OPTIONS))
+    passes = counted(weighing, monkeypatch)
+    whole, ran = weighing.ladder.whole, 0
+    assert whole is not None
+
+    def watched(*args: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        return whole(*args)
+
+    monkeypatch.setattr(weighing.ladder, "whole", watched)
+    fix(weighing, draft=30.0)
+    assert tokens_of(weighing.generate(PROMPTS, **OPTIONS)) == expected
+    assert ran > 20
+    assert not passes, "tiers ran one by one, or as after drafts"
+    fix(weighing, draft=0.02)
+    with weighing.drafting() as gain:
+        assert tokens_of(weighing.generate(PROMPTS, **OPTIONS)) == expected
+    assert gain.totals.accepted > 0.1 * gain.totals.drafted
+    assert passes["joined"] > 0

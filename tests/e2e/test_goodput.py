@@ -195,3 +195,56 @@ def test_hispec_drafts_nothing_where_it_does_not_pay(
         outputs = [tokens_of(hispec.generate([prompt], **OPTIONS)) for prompt in prompts()[:3]]
     assert outputs == [[one] for one in expected[:3]]
     assert seen["counters"]["draft_steps"] == seen["counters"]["checks"] == 0
+
+
+@pytest.fixture(scope="module")
+def lookup(engines: Engines) -> Engine:
+    """No exit, no adapter; passes are timed."""
+    return engines.get(
+        speculative_config={"method": "lookup", "goodput": {"probe_share": 0.0}},
+        max_num_batched_tokens=48,
+        max_num_seqs=8,
+        num_gpu_blocks_override=14,
+    )
+
+
+def test_lookup_alone(lookup: Engine, expected: list[list[list[int]]]) -> None:
+    """Drafts from the text where they pay, and from nowhere else."""
+    before = lookup.totals.preempted
+    fix(lookup, draft=1.0)
+    with watched(lookup) as seen:
+        outputs = lookup.generate(prompts(), **OPTIONS)
+    assert tokens_of(outputs) == expected
+    assert lookup.totals.preempted > before
+    counters = seen["counters"]
+    assert counters["lookup_rounds"] > 5 and counters["lookup_accepted"] > 10
+    assert counters["drafted"] == counters["draft_steps"] == counters["rounds"] == 0
+    fix(lookup, draft=1.0, token=5.0)
+    with watched(lookup) as seen:
+        outputs = lookup.generate(prompts()[:2], **OPTIONS)
+    assert tokens_of(outputs) == expected[:2]
+    assert seen["counters"]["lookup_drafted"] == 0
+
+
+def test_lookup_without_the_controller(
+    lookup: Engine, expected: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same engine as if ``goodput`` were not set; some requests leave early, and others come."""
+    lookup.flush()
+    monkeypatch.setattr(lookup.proposer, "goodput", None)
+    counters = lookup.ladder.counters.as_dict()
+    ended: dict[str, list[int]] = {}
+    for at, prompt in enumerate(prompts()):
+        lookup.submit(str(at), prompt, **OPTIONS)
+        lookup.submit(f"leaves {at}", prompt, **OPTIONS)
+        for _ in range(3):
+            ended |= lookup.step()
+        lookup.llm.llm_engine.abort_request([f"leaves {at}"])
+    ended |= lookup.finish()
+    gained = difference(lookup.ladder.counters.as_dict(), counters)
+    assert {name: [tokens] for name, tokens in ended.items() if name.isdigit()} == {
+        str(at): tokens for at, tokens in enumerate(expected)
+    }
+    assert 10 < gained["lookup_accepted"] < gained["lookup_drafted"]
+    assert gained["defects"] == 0
+    assert len(lookup.proposer.lookups) <= 1, "requests that ended are remembered"

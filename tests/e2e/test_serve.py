@@ -358,7 +358,10 @@ def test_a_client_that_leaves_hurts_nobody(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nonsense", "--speculative-model=nonsense names no method of kangaroo, hispec: give one"),
+        (
+            "nonsense",
+            "--speculative-model=nonsense names no method of kangaroo, hispec, lookup: give one",
+        ),
         (
             "both",
             "--speculative-model=kangaroo and --speculative-config are mutually exclusive: give one",

@@ -30,9 +30,10 @@ class Schedules(RuleBasedStateMachine):
         exits=st.sampled_from([(1, 3), (2, 4), (1, 2, 4)]),
         most_drafts=st.integers(1, 5),
         joined=st.booleans(),
+        whole=st.booleans(),
     )
-    def start(self, exits: tuple[int, ...], most_drafts: int, joined: bool) -> None:
-        self.engine = ToyEngine(exits, most_drafts, joined=joined)
+    def start(self, exits: tuple[int, ...], most_drafts: int, joined: bool, whole: bool) -> None:
+        self.engine = ToyEngine(exits, most_drafts, joined=joined, whole=whole)
         self.born = 0
 
     @precondition(lambda self: len(self.engine.requests) < 12)

@@ -132,11 +132,14 @@ class ToyChain:
 class ToyTiers:
     """A ladder over a :class:`ToyModel`, and a draft pass with an argmax head over the embeddings."""
 
-    def __init__(self, exits: tuple[int, ...], width: int, *, joined: bool = False) -> None:
+    def __init__(
+        self, exits: tuple[int, ...], width: int, *, joined: bool = False, whole: bool = False
+    ) -> None:
         self.model = ToyModel(exits[-1])
         self.attention = ToyAttention(self.model)
         self.exits = exits
         self.joined_passes = 0
+        self.whole_passes = 0
         self.ranges = ranges = [
             range(low, high) for low, high in zip((0, *exits), exits, strict=False)
         ]
@@ -152,7 +155,15 @@ class ToyTiers:
             width=width,
             device=torch.device("cpu"),
             joined=self._joined if joined else None,
+            whole=self._whole if whole else None,
         )
+
+    def _whole(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        self.whole_passes += 1
+        state = self._bottom(self.ranges[0], input_ids, positions)
+        for layers in self.ranges[1:]:
+            state = self.attention.run(layers, positions, state)
+        return torch.stack(state).sum(0)
 
     def _joined(
         self,

@@ -44,8 +44,10 @@ class Scheduled:
 class ToyEngine:
     """Runs steps over a :class:`ToyTiers` and compares all of it with a computation from scratch."""
 
-    def __init__(self, exits: tuple[int, ...], most_drafts: int, *, joined: bool = False) -> None:
-        self.tiers = ToyTiers(exits, width=most_drafts + 1, joined=joined)
+    def __init__(
+        self, exits: tuple[int, ...], most_drafts: int, *, joined: bool = False, whole: bool = False
+    ) -> None:
+        self.tiers = ToyTiers(exits, width=most_drafts + 1, joined=joined, whole=whole)
         self.ladder = self.tiers.ladder
         self.most_drafts = most_drafts
         self.requests: dict[str, Request] = {}

@@ -19,7 +19,7 @@ from tests.test_options import TARGET
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import OptionError, parse_options
 
-NAMES = "kangaroo, hispec, blind"
+NAMES = "kangaroo, hispec, lookup, blind"
 DRAFTS = 6
 
 
@@ -30,7 +30,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_entry_it_is_unknown() -> None:
-    with pytest.raises(OptionError, match="'blind' is not one of kangaroo, hispec: choose"):
+    with pytest.raises(OptionError, match="'blind' is not one of kangaroo, hispec, lookup: choose"):
         parse_options({"method": "blind"})
 
 
@@ -106,7 +106,7 @@ def test_demo_and_other_commands_know_it() -> None:
         [sys.executable, "-c", DEMO], check=True, capture_output=True, text=True, timeout=120
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert "'kangaroo', 'hispec', 'blind', 'all'" in " ".join(
+    assert "'kangaroo', 'hispec', 'lookup', 'blind', 'all'" in " ".join(
         found["refused"].replace("│", "").split()
     )
     assert f"{NAMES}, or none" in " ".join(found["replay"].replace("│", "").split())
@@ -115,7 +115,8 @@ def test_demo_and_other_commands_know_it() -> None:
     assert "exit_layer" not in found["all"]["hispec"]
     assert (found["title"], found["colour"]) == ("Blind Guess", "#f0e442")
     assert found["origins"] == ["target", "guess", "guess", "target"]
-    assert ["guesses" in legend for legend in found["legends"]] == [False, False, True]
+    assert ["guesses" in legend for legend in found["legends"]] == [False, False, False, True]
+    assert ["text itself" in legend for legend in found["legends"]] == [False, False, True, False]
     assert all(legend.endswith("the target's own tokens") for legend in found["legends"])
     assert found["coloured"] == ["#e69f00", "#f0e442", "#e69f00"]
     assert found["plain"] == "a(bc)d"

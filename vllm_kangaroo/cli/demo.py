@@ -214,7 +214,7 @@ def _refuse_without_settings(
     model: str, drafting: Mapping[str, Mapping[str, Any]], method: Method
 ) -> None:
     """A model of ours is shown with settings that suit it: without any, its bare exits would draft nonsense."""
-    if method != ALL and METHODS[method].choosers and method not in drafting:
+    if method != ALL and METHODS[method].has_exits and method not in drafting:
         others = ", ".join(one.name for one in MODELS.values() if method in one.drafting())
         raise OptionError(
             f"--method {method} has no adapter or exits for {model} here: name --model {others}, --exit-layer, --adapter "
@@ -260,7 +260,8 @@ def speculative_configs(
         return {config["method"]: config}
     given = {name: flag for name, flag in flags.items() if flag is not None}
     found = {}
-    for name in METHODS if method == ALL else [str(method)]:
+    every = [name for name, one in METHODS.items() if one.has_exits]
+    for name in every if method == ALL else [str(method)]:
         if method == ALL and drafting and name not in drafting and not given:
             continue
         settings = dict(drafting.get(name, {}))

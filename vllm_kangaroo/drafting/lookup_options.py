@@ -45,5 +45,5 @@ LookupSetting = Annotated[LookupOptions | None, BeforeValidator(from_switch)]
 
 MEANING = (
     "Where the newest tokens of a request stood in its text before, draft what followed there, without a pass; the exit "
-    "drafts where that was not right often enough. `true`, or an object of the keys under [lookup](#lookup)."
+    "drafts where that was not right often enough. `true`, or an object of the keys under [lookup, the option](#lookup-the-option)."
 )

@@ -44,6 +44,12 @@ class TopTier(Protocol):
     def __call__(self, positions: Tensor, state: State) -> Tensor: ...
 
 
+class WholeModel(Protocol):
+    """Every tier in one pass over the same tokens: ``[tokens, N]``, what the LM head takes."""
+
+    def __call__(self, input_ids: Tensor, positions: Tensor) -> Tensor: ...
+
+
 class JoinedTiers(Protocol):
     """Every tier in one pass: those below the last over the ends of some spans, the last over all of them."""
 

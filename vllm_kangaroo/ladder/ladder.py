@@ -24,6 +24,7 @@ from vllm_kangaroo.ladder.interfaces import (
     JoinedTiers,
     MiddleTier,
     TopTier,
+    WholeModel,
 )
 from vllm_kangaroo.ladder.spans import IntArray, Spans, ragged_arange
 from vllm_kangaroo.ladder.store import ExitStore, State
@@ -42,6 +43,7 @@ class Ladder:
         device: where the tiers run.
         joined: all tiers at once, for verifications in which each request has something of both kinds, kept and
             to be computed; None if they are run one by one.
+        whole: all tiers at once, for steps of which nothing was computed before; None likewise.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Ladder:
         width: int,
         device: torch.device,
         joined: JoinedTiers | None = None,
+        whole: WholeModel | None = None,
     ) -> None:
         self.joined = joined
+        self.whole = whole
         self.bottom = bottom
         self.middle = tuple(middle)
         self.top = top
@@ -121,6 +125,8 @@ class Ladder:
         kept = self._usable(spans, host_ids)
         if self.joined is not None and _joinable(spans, kept):
             return self._complete_joined(self.joined, spans, kept[0], input_ids, attention)
+        if self.whole is not None and not kept[0].any():  # nor is there anything of higher tiers
+            return self._complete_whole(self.whole, spans, input_ids, attention)
         state, state_skip = self._complete_bottom(spans, kept[0], input_ids, attention)
         for level, tier in enumerate(self.middle, start=1):
             tail = spans.tail(kept[level])
@@ -155,6 +161,16 @@ class Ladder:
         else:
             self.counters.reused[0] += spans.tokens
         return state, kept
+
+    def _complete_whole(
+        self, whole: WholeModel, spans: Spans, input_ids: Tensor, attention: Attention
+    ) -> Tensor:
+        with attention.over(spans) as positions:
+            hidden = whole(input_ids, positions)
+        for tier in range(self.tiers - 1):
+            self._count(tier, spans.tokens, spans.tokens)
+        self._completed(spans)
+        return hidden
 
     def _complete_joined(
         self,

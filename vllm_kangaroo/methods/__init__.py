@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vllm_kangaroo.methods.hispec import HISPEC
 from vllm_kangaroo.methods.kangaroo import KANGAROO
+from vllm_kangaroo.methods.lookup import LOOKUP_METHOD
 from vllm_kangaroo.methods.method import Method
 
-METHODS: dict[str, Method] = {each.name: each for each in (KANGAROO, HISPEC)}
+METHODS: dict[str, Method] = {each.name: each for each in (KANGAROO, HISPEC, LOOKUP_METHOD)}
 
 __all__ = ["METHODS", "Method"]

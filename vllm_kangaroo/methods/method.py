@@ -43,6 +43,11 @@ class Method:
     plot_colour: str = "C4"
     """Of its curve in the plot of a profile, as matplotlib names colours."""
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether an exit drafts, so that a model needs one that is fit to."""
+        return any(self.choosers)
+
     def load_propose(self) -> Propose:
         """The function that drafts."""
         return cast("Propose", resolve_name(self.propose))

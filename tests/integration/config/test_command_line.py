@@ -208,7 +208,7 @@ METHOD = '{"method": "kangaroo", "exit_layer": 2'
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown method": (
         ["--speculative-model", "eagle"],
-        "--speculative-model=eagle names no method of kangaroo, hispec: give one",
+        "--speculative-model=eagle names no method of kangaroo, hispec, lookup: give one",
     ),
     "tokens alone": (
         ["--num-speculative-tokens", "3"],

@@ -66,4 +66,6 @@ def test_refused(outcomes: dict[str, dict[str, Any]], kind: str) -> None:
     sentence = outcomes[kind]["refused"]
     assert REFUSED[kind] in sentence
     assert "ForCausalLM cannot be cut at an exit layer, since " in sentence
-    assert sentence.endswith("leave out speculative_config for this model.")
+    assert sentence.endswith(
+        ": draft from the text itself by 'method': 'lookup', or leave out speculative_config for this model."
+    )

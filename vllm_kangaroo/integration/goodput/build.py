@@ -47,14 +47,16 @@ def build(
     if plan.goodput.profile:
         profile = _profile(vllm_config, plan, model, share, clock)
     costs = CostModel(profile)
-    adapter = None if plan.adapters[0] is None else AdapterConfig.load(plan.adapters[0])
+    path = plan.adapters[0]
+    adapter = None if path is None else AdapterConfig.load(path)
+    most = max(1, plan.num_speculative_tokens)  # where no exit drafts, it is never asked to
     known = (
         costs,
-        AcceptanceModel(plan.num_speculative_tokens, prior_of(adapter)),
+        AcceptanceModel(most, prior_of(adapter)),
         Reliability(None if adapter is None else adapter.calibration),
         plan.goodput,
     )
-    most, per_round = plan.num_speculative_tokens, plan.tokens_per_round
+    per_round = plan.tokens_per_round
     controller = (
         GoodputController(*known, most=most, clock=clock)
         if per_round is None

@@ -47,8 +47,9 @@ class PassTimer:
         """Of all passes that a step may take. Passes are to have been compiled before."""
         with torch.inference_mode():
             verify = self._curve(lambda tokens: self._whole(model, tokens), self._most_tokens)
-            draft = self._curve(lambda tokens: self._draft(model, tokens), self._most_requests)
-            check = None
+            draft = check = None
+            if model.passes.draft is not None:
+                draft = self._curve(lambda tokens: self._draft(model, tokens), self._most_requests)
             if model.passes.verifier:
                 check = self._curve(lambda tokens: self._check(model, tokens), self._most_tokens)
         return CostProfile(verify=verify, draft=draft, check=check)
@@ -93,6 +94,8 @@ class PassTimer:
 
     def _whole(self, model: TieredModel, tokens: int) -> Callable[[], Any]:
         inputs = self._inputs(tokens)
+        if model.passes.whole is not None:
+            return lambda: model.whole(*inputs)
         return lambda: warm_up.warm_tiers(model, *inputs)
 
     def _draft(self, model: TieredModel, tokens: int) -> Callable[[], Any]:

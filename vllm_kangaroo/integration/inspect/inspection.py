@@ -6,8 +6,10 @@ other engines know nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from vllm_kangaroo.goodput.length_policies import BatchTable, LengthBandit
 from vllm_kangaroo.integration.inspect import memory
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.options import OptionError
@@ -19,6 +21,7 @@ class Inspection:
     """Methods for ``collective_rpc``; an early-exit worker is needed where drafting is concerned."""
 
     model_runner: Any
+    _bandit: LengthBandit | None = None
 
     def record_drafts(self, on: bool) -> None:
         """Begin or end keeping record of which exit chose each draft."""
@@ -53,6 +56,18 @@ class Inspection:
             "tokens_per_round": tokens_per_round,
         }
         drafter.plan = drafter.plan.model_copy(update=lengths)
+        drafter.lengths = None
+
+    def set_draft_table(self, entries: Sequence[tuple[int, int, int]]) -> None:
+        """Draft at most what vLLM's table of batch sizes says, until :meth:`set_draft_lengths` is called."""
+        table = BatchTable([(first, last, length) for first, last, length in entries])
+        self.model_runner.drafter.lengths = table
+
+    def set_draft_bandit(self, lengths: Sequence[int]) -> None:
+        """The same by a bandit over these lengths, which keeps what it has learnt."""
+        if self._bandit is None or self._bandit.lengths != tuple(sorted(set(lengths))):
+            self._bandit = LengthBandit(lengths)
+        self.model_runner.drafter.lengths = self._bandit
 
     def memory_in_use(self) -> dict[str, int]:
         """Bytes that the engine's worker holds, by kind; see :class:`vllm_kangaroo.bench.memory_report.EngineMemory`."""

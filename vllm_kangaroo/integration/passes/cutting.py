@@ -66,8 +66,8 @@ class Cut:
 def refusal(target: nn.Module, reason: str) -> OptionError:
     """The error of a model that cannot be cut; ``reason`` follows "since"."""
     return OptionError(
-        f"{type(target).__name__} cannot be cut at an exit layer, since {reason}: leave out speculative_config for this "
-        f"model."
+        f"{type(target).__name__} cannot be cut at an exit layer, since {reason}: draft from the text itself by "
+        f"'method': 'lookup', or leave out speculative_config for this model."
     )
 
 

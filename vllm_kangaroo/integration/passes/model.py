@@ -20,7 +20,7 @@ from vllm_kangaroo.integration.passes.cutting import Cut, LayerRange, refusal
 from vllm_kangaroo.integration.passes.exit_head import BareHead, ExitHead
 from vllm_kangaroo.integration.passes.heads import load_head
 from vllm_kangaroo.integration.passes.pipeline_cut import PipelineCut
-from vllm_kangaroo.integration.passes.trial import check_parts
+from vllm_kangaroo.integration.passes.trial import check_parts, run_whole
 from vllm_kangaroo.ladder.store import State
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import EarlyExitPlan
@@ -34,13 +34,16 @@ class TierPasses:
     its compiled function.
     """
 
-    bottom: Any
-    draft: Any
-    middle: list[Any]
-    verifier: list[Any]
-    top: Any
+    bottom: Any = None
+    draft: Any = None
+    """None, as the tiers are, where no exit drafts."""
+    middle: list[Any] = field(default_factory=list)
+    verifier: list[Any] = field(default_factory=list)
+    top: Any = None
     joined: Any = None
     """None if tiers run one by one."""
+    whole: Any = None
+    """None unless steps without drafts are to be expected, and are worth a graph of their own."""
     draft_logits: Any = None
     """None unless drafts are sampled, as are the entries of ``verifier_logits``."""
     verifier_logits: list[Any] = field(default_factory=list)
@@ -88,6 +91,11 @@ class TieredModel:
         """See :class:`vllm_kangaroo.ladder.interfaces.JoinedTiers`."""
         found = self.passes.joined(input_ids, tail_positions, positions, order, *_padded(state))
         return cast(Tensor, found[0])
+
+    def whole(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """See :class:`vllm_kangaroo.ladder.interfaces.WholeModel`."""
+        found = self.passes.whole(input_ids, positions)
+        return cast(Tensor, found[0] if isinstance(found, tuple) else found)
 
     def draft(self, input_ids: Tensor, positions: Tensor, memory: Tensor | None) -> Any:
         """See :class:`vllm_kangaroo.drafting.kangaroo.DraftPass`."""
@@ -144,6 +152,8 @@ def build(target: nn.Module, vllm_config: VllmConfig, plan: EarlyExitPlan) -> Ti
     Raises:
         OptionError: if the model cannot be cut, or an adapter was trained for other weights.
     """
+    if not plan.exit_drafts:
+        return _uncut(target)
     cut = cut_model(target, vllm_config)
     check_parts(cut, plan.exits, vllm_config)
     layers = plan.exits[-1]
@@ -161,6 +171,15 @@ def build(target: nn.Module, vllm_config: VllmConfig, plan: EarlyExitPlan) -> Ti
     for head, end in zip(heads, ends, strict=True):
         head.memory_columns = slice(end - head.memory_width, end)
     return TieredModel(cut, heads, ranges, _passes(cut, heads, ranges, vllm_config, plan))
+
+
+def _uncut(target: nn.Module) -> TieredModel:
+    """The model as vLLM itself runs it, which need not be one that can be cut."""
+
+    def whole(input_ids: Tensor, positions: Tensor) -> Tensor:
+        return cast(Tensor, run_whole(target, input_ids, positions))
+
+    return TieredModel(Cut(target, None, None), [], [], TierPasses(whole=whole))
 
 
 def _passes(
@@ -190,9 +209,10 @@ def _passes(
     # Each graph costs start-up time; without graphs there is next to nothing to be gained.
     if not vllm_config.model_config.enforce_eager:
         lower = nn.ModuleList(ranges[:-1])
-        found.joined = made(
-            passes.JoinedPass, top, lower=lower, heads=heads, top=ranges[top], finished=cut.finished
-        )
+        parts = {"lower": lower, "heads": heads, "top": ranges[top], "finished": cut.finished}
+        found.joined = made(passes.JoinedPass, top, **parts)
+        if plan.goodput is not None:  # otherwise steps without drafts are few
+            found.whole = made(passes.WholePass, top, **parts)
     if plan.draft_sample_method == "probabilistic":
         found.draft_logits = with_head(passes.DraftLogitsPass, 0)
         found.verifier_logits = [with_head(passes.VerifierLogitsPass, tier) for tier in between]

@@ -97,6 +97,28 @@ class JoinedPass(Pass):
         return self.finished(self.top(None, positions, joined)), absorbed
 
 
+class WholePass(Pass):
+    """All tiers over the same tokens: a step in which nothing was drafted, as one graph.
+
+    Its layers are what the model itself would compile, and each head's keys and values beside them.
+    """
+
+    lower: nn.ModuleList
+    heads: Sequence[ExitHead]
+    top: LayerRange
+    finished: Finish
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
+        absorbed = []
+        state: State | None = None
+        for at, tier in enumerate(self.lower):
+            state = tier(input_ids if at == 0 else None, positions, state)
+            written = self.heads[at].absorb(positions, state)
+            if written is not None:
+                absorbed.append(written)
+        return self.finished(self.top(None, positions, state)), absorbed
+
+
 class DraftingPass(Pass):
     """Tier 1 and its head: one token in, the next token and its probability out."""
 

@@ -14,6 +14,8 @@ from vllm_kangaroo.ladder.store import State
 
 def warm_tiers(model: TieredModel, input_ids: Tensor, positions: Tensor) -> Tensor:
     """The passes that make up the whole model, one after the other: final hidden states ``[tokens, N]``."""
+    if model.passes.bottom is None:
+        return model.whole(input_ids, positions)
     state = model.bottom(input_ids, positions)
     for at in range(len(model.passes.middle)):
         state = model.middle(at, positions, state)
@@ -48,6 +50,8 @@ def warm_all(
         state = model.middle(at, positions, state)
     if passes.joined is not None:
         _warm_joined(model, input_ids, positions, state, fullest, drafts)
+    if passes.whole is not None:
+        model.whole(input_ids, positions)
     hidden = model.top(positions, state)
     _take_direct(passes)
     return hidden

@@ -15,6 +15,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
+from vllm_kangaroo.goodput.length_policies import LengthPolicy
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.goodput import figures
 from vllm_kangaroo.integration.goodput.build import build as build_goodput
@@ -56,6 +57,8 @@ class EarlyExitProposer:
         """None if no draft is looked up."""
         self.goodput: GoodputControl | None = None
         """None if drafts are not weighed, or the engine has not started yet."""
+        self.lengths: LengthPolicy | None = None
+        """Bounds the drafts of each step; of benchmarks alone."""
         self.spans: Spans
         """What the newest step ran over."""
         self._verified: tuple[Spans, Tensor] | None = None
@@ -75,6 +78,7 @@ class EarlyExitProposer:
             width=self.plan.num_speculative_tokens + 1,
             device=self.vllm_config.device_config.device,
             joined=None if model.passes.joined is None else model.joined,
+            whole=None if model.passes.whole is None else model.whole,
         )
         if self.plan.lookup is not None:
             self.lookups = Lookups(self.plan.lookup, self.ladder.counters)
@@ -86,6 +90,9 @@ class EarlyExitProposer:
                 self.vllm_config.device_config.device,
                 self.ladder.counters,
             )
+        if not self.plan.exit_drafts:
+            logger.info("Drafts come from the requests' own texts; the model is run whole.")
+            return
         *exits, layers = self.plan.exits
         names = ", ".join(path or "the target's own norm and head" for path in self.plan.adapters)
         logger.info("Exits after layers %s of %d, with %s.", tuple(exits), layers, names)

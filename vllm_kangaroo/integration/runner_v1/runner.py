@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,9 @@ class EarlyExitRunnerMixin(GPUModelRunner):
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # vLLM's profiling and warm-up call the model itself. They are to compile and measure the tiers, not the
-        # uncut model, which is never run.
+        # uncut model, which is never run where an exit drafts.
+        if not self.drafter.plan.exit_drafts:
+            return super()._dummy_run(*args, **kwargs)
         model = self.get_model()
         model.forward = self._model_forward
         try:
@@ -57,6 +60,8 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         batch = self.input_batch
         count = batch.num_reqs
         attended = bool(get_forward_context().attn_metadata)
+        if (not attended or count == 0) and not self.drafter.plan.exit_drafts:
+            return super()._model_forward(input_ids, positions)
         if not attended or count == 0:  # a profiling or warm-up run
             return self.drafter.warm(input_ids, positions, every_pass=not attended)
         spans = Spans(
@@ -131,6 +136,9 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             limits[at] = min(useful[at], max_drafts(params))
         limits = np.maximum(limits, 0)
         limits[~resting] = 0
+        if (lengths := self.drafter.lengths) is not None:
+            tokens = sum(map(len, sampled_token_ids))
+            limits = np.minimum(limits, lengths.choose(batch.num_reqs, tokens, perf_counter()))
         if step is not None:
             step.observe(newest + 1, limits, useful)
         plan = self.drafter.plan

@@ -1,0 +1,65 @@
+"""Prompt lookup as a method of its own: its options and its record."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.goodput import goodput_options
+from vllm_kangaroo.goodput.goodput_options import GoodputSetting
+from vllm_kangaroo.methods.method import Method
+from vllm_kangaroo.methods.origin import LOOKUP
+from vllm_kangaroo.options import EarlyExitPlan, MethodOptions, TargetShape
+
+
+class LookupMethodOptions(MethodOptions):
+    """``speculative_config`` for ``"method": "lookup"``: drafts from a request's own text alone, for any model."""
+
+    remedies: ClassVar[dict[str, str]] = MethodOptions.remedies | {
+        "num_speculative_tokens": "choose a whole number of at least 1, such as 8",
+        "prompt_lookup_min": LookupOptions.remedies["lookup.prompt_lookup_min"],
+        "confidence_threshold": LookupOptions.remedies["lookup.confidence_threshold"],
+    }
+    method: Literal["lookup"] = "lookup"
+    num_speculative_tokens: int = Field(default=8, ge=1, description="Most drafts per round.")
+    prompt_lookup_min: int = Field(
+        default=2,
+        ge=2,
+        le=16,
+        description="Newest tokens that must have stood together before; of 2 to 16, the longest match is taken.",
+    )
+    confidence_threshold: float = Field(
+        default=0.4,
+        ge=0.0,
+        le=1.0,
+        description="A match is drafted from if its first draft is right with at least this probability, judged by matches "
+        "of such a length in the same request; 0 drafts from any.",
+    )
+    goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
+
+    def resolve(self, target: TargetShape) -> EarlyExitPlan:
+        """No exit drafts: the one below the last is so in name only, and the model is run whole."""
+        return EarlyExitPlan(
+            method="lookup",
+            exits=(target.num_hidden_layers,) * 2,
+            adapters=(None,),
+            num_speculative_tokens=0,
+            confidence_threshold=0.0,
+            lookup=LookupOptions(
+                num_speculative_tokens=self.num_speculative_tokens,
+                prompt_lookup_min=self.prompt_lookup_min,
+                confidence_threshold=self.confidence_threshold,
+            ),
+            goodput=self.goodput,
+        )
+
+
+LOOKUP_METHOD = Method(
+    name="lookup",
+    title="Prompt lookup",
+    options=LookupMethodOptions,
+    propose="vllm_kangaroo.drafting.kangaroo:propose",
+    choosers={0: LOOKUP},
+)
