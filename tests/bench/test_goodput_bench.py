@@ -8,17 +8,22 @@ from pydantic import ValidationError
 
 from vllm_kangaroo.bench.bench_options import GoodputBenchOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed
-from vllm_kangaroo.bench.goodput_bench import (
+from vllm_kangaroo.bench.draft_arms import by_bandit, by_table, fixed_length
+from vllm_kangaroo.bench.goodput_bench import _per_round
+from vllm_kangaroo.bench.goodput_plot import draw
+from vllm_kangaroo.bench.goodput_results import (
+    BANDIT,
     CONTROLLED,
     PLAIN,
-    FixedLength,
+    TABLE,
     GoodputBench,
     LoadResult,
+    RateResult,
     Way,
-    _per_round,
     goodput_table,
+    rate_table,
+    tuned_table,
 )
-from vllm_kangaroo.bench.goodput_plot import draw
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import of_measurement
 
@@ -34,7 +39,13 @@ def result() -> GoodputBench:
     loads = [
         LoadResult(
             batch_size=batch,
-            ways={PLAIN: way(2.0), CONTROLLED: way(1.0), "1": way(1.1 * batch), "4": way(batch)},
+            ways={
+                PLAIN: way(2.0),
+                CONTROLLED: way(1.0),
+                "1": way(1.1 * batch),
+                "4": way(batch),
+                BANDIT: way(0.5),
+            },
             step_seconds=0.01,
             step_error=0.042,
             lengths=[3, 2, 1],
@@ -59,6 +70,9 @@ def result() -> GoodputBench:
         setup=setup,
         speculative_config={"method": "kangaroo"},
         loads=loads,
+        table=tuned_table(loads).entries,
+        capacity=3.0,
+        rates=[RateResult(rate=0.5, ways={PLAIN: way(2.0), CONTROLLED: way(1.0), TABLE: way(1.6)})],
         provenance=of_measurement("CPU"),
     )
 
@@ -67,7 +81,7 @@ def test_ratios_and_the_best_fixed_length() -> None:
     few, many = result().loads
     assert few.over(CONTROLLED, PLAIN).median == 2.0
     assert few.best_fixed == "4"
-    assert many.best_fixed == PLAIN, "control is no fixed length"
+    assert many.best_fixed == PLAIN, "control and bandit are no fixed lengths"
     assert many.over("4", PLAIN).median == 0.25
 
 
@@ -78,6 +92,19 @@ def test_the_table_says_all_of_it() -> None:
     assert cells[CONTROLLED] == ["2.00x", "2.00x"]
     assert cells["over best"] == ["1.000x", "2.000x"]
     assert cells["step error"] == ["4.2%", "4.2%"]
+
+
+def test_vllms_table_is_tuned_on_the_loads() -> None:
+    assert result().table == [(1, 7, 4), (8, 8, 0)]
+
+
+def test_rates_are_told_by_latency() -> None:
+    table = rate_table(result())
+    assert table is not None
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert (cells["rate"], cells[TABLE], cells[CONTROLLED]) == (["50%"], ["0.80x"], ["0.50x"])
+    assert cells["tokens/s"] == ["2.00x"]
+    assert rate_table(result().model_copy(update={"rates": []})) is None
 
 
 def test_the_picture_and_the_file(tmp_path: Path) -> None:
@@ -97,10 +124,20 @@ def test_a_length_is_set_before_each_run() -> None:
         def reset_prefix_cache(self) -> None:
             self.said.append("reset")
 
-    fixed = FixedLength(Engine(), 4, 2)
-    fixed.reset_prefix_cache()
+    fixed_length(Engine(), 4, 2).reset_prefix_cache()
     lengths = {"num_speculative_tokens": 4, "tokens_per_round": 2}
-    assert fixed.said == [("set_draft_lengths", lengths), "reset"]
+    assert Engine.said == [("set_draft_lengths", lengths), "reset"]
+    Engine.said.clear()
+    by_table(Engine(), [(1, 3, 4), (4, 4, 0)], 4, 2).reset_prefix_cache()
+    by_bandit(Engine(), [0, 2, 4], 2).reset_prefix_cache()
+    assert Engine.said == [
+        ("set_draft_lengths", lengths),
+        ("set_draft_table", {"entries": [[1, 3, 4], [4, 4, 0]]}),
+        "reset",
+        ("set_draft_lengths", lengths),
+        ("set_draft_bandit", {"lengths": [0, 2, 4]}),
+        "reset",
+    ]
 
 
 def test_rounds_of_hispec_fit_every_length() -> None:
@@ -115,6 +152,7 @@ def test_rounds_of_hispec_fit_every_length() -> None:
     [
         ({"batch_size": (4, 0)}, "--batch-size 0 is below 1"),
         ({"lengths": (0,)}, "--lengths 0 is below 1"),
+        ({"rate": (0.5, -0.5)}, "--rate -0.5 is no share of the capacity: give 0 to 10"),
     ],
 )
 def test_loads_and_lengths_that_cannot_be(wrong: dict[str, Any], said: str) -> None:

@@ -59,6 +59,11 @@ class GoodputBenchOptions(RunOptions):
         default=(1, 2, 4, 6),
         description="Fixed numbers of drafts to compare with; may be repeated.",
     )
+    rate: tuple[float, ...] = Field(
+        default=(0.1, 0.5, 0.8, 1.0, 1.2),
+        description="Request rates, in what vLLM alone can serve; may be repeated. 0 runs none.",
+    )
+    requests: int = Field(default=48, ge=1, description="Requests of each rate; greedy.")
     speculative_config: str = Field(
         default='{"method": "kangaroo"}', description="As vLLM takes it, in JSON, without goodput."
     )
@@ -92,6 +97,9 @@ class GoodputBenchOptions(RunOptions):
         for flag, values in (("batch-size", self.batch_size), ("lengths", self.lengths)):
             if min(values, default=0) < 1:
                 raise OptionError(f"--{flag} {min(values, default=0)} is below 1: give 1 or more.")
+        for rate in self.rate:
+            if not 0.0 <= rate <= 10.0:
+                raise OptionError(f"--rate {rate} is no share of the capacity: give 0 to 10.")
 
 
 class MemoryOptions(EngineOptions):

@@ -1,100 +1,45 @@
-"""Goodput control beside no drafts and every fixed length, over loads.
+"""Goodput control beside no drafts, every fixed length and other rules, over batch sizes and request rates.
 
-Three engines: vLLM alone, one that drafts as many tokens as it is told, and one under goodput control. They run in turns,
-each load by itself.
+Three engines: vLLM alone, one that drafts as it is told, and one under goodput control. They run in turns, each load by
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from pydantic import BaseModel, computed_field
 from rich.console import Console
-from rich.table import Table
 
 from vllm_kangaroo.bench.bench_options import GoodputBenchOptions
-from vllm_kangaroo.bench.bench_results import RunSetup, Speed, speedups
+from vllm_kangaroo.bench.bench_results import Speed
+from vllm_kangaroo.bench.draft_arms import by_bandit, by_table, fixed_length
 from vllm_kangaroo.bench.engine_runs import counters, run_engines, warm_up
 from vllm_kangaroo.bench.engines import device, engine, without_paths
+from vllm_kangaroo.bench.feed import Stream, serve
 from vllm_kangaroo.bench.generation import sampling
+from vllm_kangaroo.bench.goodput_results import (
+    BANDIT,
+    CONTROLLED,
+    PLAIN,
+    TABLE,
+    GoodputBench,
+    LoadResult,
+    RateResult,
+    Way,
+    tuned_table,
+)
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.report import number
 from vllm_kangaroo.bench.rounds import Pass
-from vllm_kangaroo.bench.statistics import Spread
+from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
-from vllm_kangaroo.provenance import Provenance, of_measurement
+from vllm_kangaroo.laps_sd.trace import TraceRequest
+from vllm_kangaroo.provenance import of_measurement
 
-PLAIN, CONTROLLED = "vLLM alone", "goodput"
-
-
-class FixedLength:
-    """An engine that drafts so many tokens in each step, whatever it drafted before."""
-
-    def __init__(self, llm: Any, length: int, tokens_per_round: int | None) -> None:
-        self._llm = llm
-        self._lengths = {"num_speculative_tokens": length, "tokens_per_round": tokens_per_round}
-
-    def reset_prefix_cache(self) -> None:
-        """As every run begins; the length is set then."""
-        self._llm.collective_rpc("set_draft_lengths", kwargs=self._lengths)
-        self._llm.reset_prefix_cache()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._llm, name)
-
-
-class Way(BaseModel):
-    """One way of drafting under one load."""
-
-    speeds: list[Speed]
-    """Of each round."""
-    latencies: list[float]
-    """Mean seconds from a prompt's arrival to its last token, of each round."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def tokens_per_second(self) -> Spread:
-        """Over the rounds."""
-        return Spread.of([one.tokens_per_second for one in self.speeds])
-
-
-class LoadResult(BaseModel):
-    """All ways under one load."""
-
-    batch_size: int
-    ways: dict[str, Way]
-    """vLLM alone, each length, goodput control."""
-    step_seconds: float
-    """Of the steps under goodput control."""
-    step_error: float
-    """Mean relative error of their predicted times."""
-    lengths: list[int]
-    """Requests of these steps by how many drafts were chosen for them, from 0 on."""
-    off: dict[str, int]
-    """Those without any, by reason."""
-
-    def over(self, name: str, other: str) -> Spread:
-        """Ratio of tokens per second, round by round."""
-        return speedups(self.ways[other].speeds, self.ways[name].speeds)
-
-    @property
-    def best_fixed(self) -> str:
-        """The length that was fastest, or vLLM alone."""
-        fixed = {name: way for name, way in self.ways.items() if name != CONTROLLED}
-        return max(fixed, key=lambda name: fixed[name].tokens_per_second.median)
-
-
-class GoodputBench(BaseModel):
-    """One run of ``vllm-kangaroo bench goodput``."""
-
-    setup: RunSetup
-    speculative_config: dict[str, Any]
-    loads: list[LoadResult]
-    provenance: Provenance
+Advance = Callable[[int], None]
 
 
 def measure_goodput(
@@ -124,23 +69,48 @@ def measure_goodput(
             weighing = stack.enter_context(engine(settings, controlled))
         setup = run_setup(settings, plain, 0, options.max_tokens, options.temperature)
         chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
-        engines = {PLAIN: plain, CONTROLLED: weighing} | {
-            str(length): FixedLength(drafting, length, _per_round(config, length))
-            for length in lengths
-        }
+        per_round = _per_round(config, max(lengths))
+        engines = (
+            {PLAIN: plain, CONTROLLED: weighing}
+            | {
+                str(each): fixed_length(drafting, each, _per_round(config, each))
+                for each in lengths
+            }
+            | {BANDIT: by_bandit(drafting, [0, *lengths], per_round)}
+        )
         found = GoodputBench(
             setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
             speculative_config=without_paths(controlled),
             loads=[],
             provenance=of_measurement(device()),
         )
-        batches = sorted(set(options.batch_size))
+        batches, rates = (
+            sorted(set(options.batch_size)),
+            sorted({rate for rate in options.rate if rate}),
+        )
         answers = options.rounds * len(engines) * sum(batches)
+        answers += options.requests * bool(rates)
+        answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
         told = stack.enter_context(Progress(console, "running all loads", answers, unit="answers"))
         for batch in batches:
             some = [token_ids[at % len(token_ids)] for at in range(batch)]
             found.loads.append(_load(engines, some, options, told.advance))
             done(found)
+        if rates:
+            requests = [
+                TraceRequest(token_ids[at % len(token_ids)], options.max_tokens)
+                for at in range(options.requests)
+            ]
+            found.table = tuned_table(found.loads).entries
+            engines[TABLE] = by_table(drafting, found.table, max(lengths), per_round)
+            plain.reset_prefix_cache()
+            found.capacity = capacity(plain, requests, max(batches), advance=told.advance)
+            for rate in rates:
+                arriving = [
+                    poisson(requests, rate * found.capacity, seed) for seed in range(options.rounds)
+                ]
+                found.rates.append(_rate(engines, rate, arriving, told.advance))
+                done(found)
     return found
 
 
@@ -155,7 +125,7 @@ def _load(
     engines: Mapping[str, Any],
     prompts: list[list[int]],
     options: GoodputBenchOptions,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> LoadResult:
     params = sampling(options.temperature, options.max_tokens, ignore_eos=True)
     warm_up(engines, prompts, params, together=True)
@@ -183,21 +153,16 @@ def _way(passes: list[Pass]) -> Way:
     )
 
 
-def goodput_table(result: GoodputBench) -> Table:
-    """Tokens a second of each way over vLLM alone, by load."""
-    table = Table(
-        title="tokens a second over vLLM alone; and goodput control over the best of them"
-    )
-    names = [name for name in result.loads[0].ways if name not in (PLAIN, CONTROLLED)]
-    columns = ("batch", PLAIN, *names, CONTROLLED, "over best", "step error")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for load in result.loads:
-        table.add_row(
-            str(load.batch_size),
-            number(load.ways[PLAIN].tokens_per_second.median, 1, "/s"),
-            *(number(load.over(name, PLAIN).median, 2, "x") for name in (*names, CONTROLLED)),
-            number(load.over(CONTROLLED, load.best_fixed).median, 3, "x"),
-            f"{load.step_error:.1%}",
-        )
-    return table
+def _rate(
+    engines: Mapping[str, Any], rate: float, arriving: Sequence[Stream], advance: Advance
+) -> RateResult:
+    """Requests that come whether those before them have ended or not: the same to each engine in turn."""
+    ways = {name: Way(speeds=[], latencies=[]) for name in engines}
+    for number, stream in enumerate(arriving):
+        for name in list(engines)[:: -1 if number % 2 else 1]:
+            engines[name].reset_prefix_cache()
+            served = serve(engines[name], stream, f"{name}-{rate}-{number}", advance=advance)
+            run = summarise(stream, served)
+            ways[name].speeds.append(Speed(tokens=run.tokens, seconds=run.seconds))
+            ways[name].latencies.append(run.mean_latency_s)
+    return RateResult(rate=rate, ways=ways)

@@ -34,18 +34,22 @@ def _compare(options: CompareOptions) -> None:
 
 
 def _goodput(options: GoodputBenchOptions) -> None:
-    from vllm_kangaroo.bench import goodput_bench, goodput_plot
+    from vllm_kangaroo.bench import goodput_bench, goodput_plot, goodput_results
 
     console = make_console()
 
-    def keep(so_far: goodput_bench.GoodputBench) -> None:  # an interrupted run is worth having
+    def keep(so_far: goodput_results.GoodputBench) -> None:  # an interrupted run is worth having
         if options.out is not None:
             options.out.write_text(so_far.model_dump_json(indent=1) + "\n")
         if options.png is not None:
             goodput_plot.draw(so_far, options.png)
 
     result = goodput_bench.measure_goodput(options, console, keep)
-    console.print(goodput_bench.goodput_table(result))
+    console.print(goodput_results.goodput_table(result))
+    rates = goodput_results.rate_table(result)
+    if rates is not None:
+        console.print(rates)
+        console.print(f"table: {result.table}", soft_wrap=True)
     for path in (options.out, options.png):
         if path is not None:
             console.print(f"written to {path}", soft_wrap=True)
@@ -105,7 +109,7 @@ def add_commands(app: typer.Typer) -> None:
         from_options(
             GoodputBenchOptions,
             _goodput,
-            "Goodput control beside no drafts and every fixed length, over batch sizes.",
+            "Goodput control beside no drafts, fixed lengths, vLLM's table and a bandit, over batch sizes and request rates.",
         )
     )
     app.command("memory")(
