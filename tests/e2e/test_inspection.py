@@ -99,3 +99,28 @@ def test_shorter_rounds_are_drafted_when_asked_for_and_change_no_token(ours: Eng
         Inspection.set_draft_lengths(worker, 5, 2)
     with pytest.raises(OptionError, match="draft_tokens_per_round=3"):
         Inspection.set_draft_lengths(worker, 2, 3)
+
+
+def test_a_table_and_a_bandit_choose_lengths_and_change_no_token(ours: Engine) -> None:
+    worker: Any = Inspection()
+    worker.model_runner = ours.runner
+    options: dict[str, Any] = {"max_tokens": 48, "ignore_eos": True}
+    expected = tokens_of(ours.generate(PROMPTS, **options))
+
+    def lengths(prompts: Any) -> list[int]:
+        ours.proposer.record = record = DraftRecord()
+        assert tokens_of(ours.generate(prompts, **options)) == expected[: len(prompts)]
+        ours.proposer.record = None
+        return [len(exits) for own in record.rounds.values() for exits in own.values()]
+
+    Inspection.set_draft_lengths(worker, 4, 1)
+    worker.set_draft_table([[1, 1, 3], [2, 16, 0]])
+    assert max(lengths(PROMPTS[:1])) == 3
+    assert not lengths(PROMPTS), "drafted at every batch size"
+    worker.set_draft_bandit([0, 1, 4])
+    learning = ours.proposer.lengths
+    assert {1, 4} <= set(lengths(PROMPTS)) <= {1, 2, 3, 4}
+    worker.set_draft_bandit([0, 1, 4])
+    assert ours.proposer.lengths is learning, "what was learnt is lost"
+    Inspection.set_draft_lengths(worker, 4, 2)
+    assert ours.proposer.lengths is None

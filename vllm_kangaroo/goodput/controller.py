@@ -62,7 +62,7 @@ class GoodputController:
         clock: seconds, by which draft passes are timed.
     """
 
-    REUSED = 8
+    REUSED = 16
     """Steps for which a plan holds, as long as the same requests run."""
     EXPLAIN_EVERY = 32
     """Steps without drafts between two answers to the question whether the load is why."""
@@ -89,6 +89,8 @@ class GoodputController:
         self._explained = 0
         self._why = Off.ACCEPTANCE
         self._pending = PendingDrafts(most)
+        self._awaited = False
+        """Whether drafts may be on their way to verification."""
         self._evidence = Evidence()
         self._cached: _Cached | None = None
 
@@ -131,7 +133,10 @@ class GoodputController:
             verified: drafts of each that were verified, which may be fewer than were made.
             accepted: how many of them were accepted.
         """
+        if not self._awaited:
+            return
         made, confidences = self._pending.take(slots)
+        self._awaited = bool(self._pending.lengths.any())
         drafted = np.minimum(made, verified)
         own = np.flatnonzero(drafted)
         if not len(own):
@@ -236,10 +241,13 @@ class GoodputController:
         if done is None:
             return
         done.end()
-        self._pending.put(done.slots, done.lengths, done.confidences)
+        lengths = done.lengths
+        self._pending.put(done.slots, lengths, done.confidences)
+        self._awaited = True
         self.stats.expected += done.verification.expected - done.settled
-        for length, count in enumerate(np.bincount(done.lengths, minlength=self.most + 1)):
-            self.stats.lengths[length] += int(count)
+        counted = self.stats.lengths
+        for length in lengths.tolist():
+            counted[length] += 1
 
     def leave_out(self, why: Off, requests: int) -> None:
         """So many requests get no drafts, whatever would pay."""

@@ -29,6 +29,9 @@ class Load:
 class PassCost:
     """Seconds of one kind of pass: ``fixed + scale·curve(tokens) + a·tokens + b·kv_tokens``, a few features beside."""
 
+    TABLE = 256
+    """Numbers of tokens below which the curve is looked up: it is asked a dozen times a step."""
+
     def __init__(self, curve: Curve, *, timed: bool, around: float, others: int = 0) -> None:
         """Begin from a curve.
 
@@ -41,21 +44,25 @@ class PassCost:
         self._sizes: list[float] = self._tokens.tolist()
         self._begins: list[float] = self._seconds.tolist()
         self._slopes: list[float] = (np.diff(self._seconds) / np.diff(self._tokens)).tolist()
+        few = np.interp(np.arange(self.TABLE), self._tokens, self._seconds)
+        self._few: list[float] = few.tolist()
         unit = curve.seconds[0]
         prior = [0.1 * around * unit, 1.0, 0.0, 0.0, *[0.0] * others]
         spread = [around * unit, 0.3 if timed else 3.0, 0.05 * unit, 1e-4 * unit]
         self.fit = LeastSquares(prior, [*spread, *[0.3 * unit] * others], least=0.05 * unit)
 
     def _curve(self, tokens: float) -> float:
+        if type(tokens) is int and tokens < self.TABLE:
+            return self._few[tokens]
         at = min(max(bisect_right(self._sizes, tokens) - 1, 0), len(self._slopes) - 1)
         return self._begins[at] + max(0.0, tokens - self._sizes[at]) * self._slopes[at]
 
     def seconds(self, tokens: float, kv_tokens: float, *others: float) -> float:
         """Of one pass. Plain numbers: it is asked several times a step, and a step may be short."""
-        fixed, scale, each, kv, *more = self.fit.coefficients
-        found = fixed + scale * self._curve(tokens) + each * tokens + kv * kv_tokens
-        for coefficient, feature in zip(more, others, strict=True):
-            found += coefficient * feature
+        known = self.fit.coefficients
+        found = known[0] + known[1] * self._curve(tokens) + known[2] * tokens + known[3] * kv_tokens
+        for at, feature in enumerate(others, 4):
+            found += known[at] * feature
         return found
 
     def along(self, tokens: Floats, kv_tokens: Floats | float, *others: float) -> Floats:

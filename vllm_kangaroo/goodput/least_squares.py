@@ -34,6 +34,8 @@ class LeastSquares:
     SETTLED = 32
     """Observations after which coefficients are worked out anew every :data:`EVERY` of them only."""
     EVERY = 8
+    WRONG = 2.0
+    """Standard deviations of noise beyond which they are worked out at once."""
     TAKEN = 4
     """Of how many observations one is taken in by then: each costs some time, and the step that it is of may be short."""
 
@@ -86,7 +88,7 @@ class LeastSquares:
         self._moment += weighted * value
         self.observations += 1
         self._unsolved += 1
-        wrong = abs(value - expected) > self._noise * expected
+        wrong = abs(value - expected) > self.WRONG * self._noise * expected
         if wrong or self.observations < self.SETTLED or self._unsolved >= self.EVERY:
             self._solve()
 

@@ -31,7 +31,7 @@ class ProbeBudget:
     @property
     def affordable(self) -> bool:
         """Whether there may be enough for a probe like the last one that there was not enough for."""
-        return self._saved >= 0.5 * self._wanted
+        return self._saved >= 0.9 * self._wanted
 
     @property
     def plain_due(self) -> bool:

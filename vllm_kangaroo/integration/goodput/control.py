@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vllm_kangaroo.goodput.controller import Chosen, GoodputController
 from vllm_kangaroo.goodput.cost_model import Load
@@ -80,7 +79,7 @@ class GoodputControl:
         drafts: IntArray,
         sampled: IntArray,
         new_tokens: IntArray,
-        ended: NDArray[np.bool_],
+        ended: Sequence[bool],
     ) -> IntArray:
         """A step has sampled its tokens.
 
@@ -97,28 +96,28 @@ class GoodputControl:
         now = self._clock()
         names = set(request_ids)
         seen, self._seen = self._seen, Observations()
-        prompts = np.maximum(spans.lengths - 1 - drafts, 0)
-        prompt_tokens = int(prompts.sum())
+        # Plain numbers: of a few requests they take a fraction of what arrays do, and of many no more.
+        ends, ran, made = spans.ends, spans.lengths.tolist(), drafts.tolist()
+        prompts = [max(length - 1 - count, 0) for length, count in zip(ran, made, strict=True)]
+        kv_tokens, prompt_tokens = sum(ends.tolist()), sum(prompts)
         if not self._before.isdisjoint(names):  # else the engine may have stood still before it
-            load = Load(len(names), int(spans.ends.sum()), prompt_tokens)
-            tokens = spans.tokens - prompt_tokens
-            seen.verify = (now - self._ended_at, load, tokens, bool(drafts.any()))
+            load = Load(len(names), kv_tokens, prompt_tokens)
+            seen.verify = (now - self._ended_at, load, sum(ran) - prompt_tokens, any(made))
         self._before = names
-        self.controller.observe(self._share(seen), int(new_tokens.sum()))
-        slots = self.slots([request_ids[row] for row in sampled])
-        contexts, verified = spans.ends[sampled], drafts[sampled]
+        self.controller.observe(self._share(seen), sum(new_tokens.tolist()))
+        rows = sampled.tolist()
+        slots = self.slots([request_ids[row] for row in rows])
+        contexts, verified = ends[sampled], drafts[sampled]
         accepted = new_tokens - 1
         self.controller.verified(slots, contexts, verified, accepted)
         if self.lookups is not None:
             self.lookups.verified(slots, contexts, verified, accepted)
         # Prompts that are not through go on beside the next verification as they did beside this.
-        waiting = prompts.copy()
-        waiting[sampled] = 0
-        self._load = Load(
-            len(sampled) - int(ended.sum()) + int((waiting > 0).sum()),
-            int(spans.ends.sum()),
-            int(waiting.sum()),
-        )
+        for row in rows:
+            prompts[row] = 0
+        waiting = [tokens for tokens in prompts if tokens]
+        running = len(rows) - sum(ended) + len(waiting)
+        self._load = Load(running, kv_tokens, sum(waiting))
         return slots
 
     def trim(

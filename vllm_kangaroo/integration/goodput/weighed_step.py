@@ -47,15 +47,15 @@ class WeighedStep:
             limits: most drafts of each that are wanted.
             useful: most that could be of use; below 0 if it has ended.
         """
-        ended = useful < 0
+        most = useful.tolist()
         self._observed = True
-        self._slots = self._goodput.observe(*self._step, ended)
+        self._slots = self._goodput.observe(*self._step, [count < 0 for count in most])
         self._contexts = contexts
-        none = (limits == 0) & ~ended
-        if none.any():
-            ending = int((none & (useful == 0)).sum())
+        none = [count for count, limit in zip(most, limits.tolist(), strict=True) if not limit]
+        if none:
+            ending = none.count(0)
             self._goodput.leave_out(Off.ENDING, ending)
-            self._goodput.leave_out(Off.REQUEST, int(none.sum()) - ending)
+            self._goodput.leave_out(Off.REQUEST, sum(count > 0 for count in none))
 
     def trim(self, found: IntArray, lengths: Sequence[int], shares: Sequence[float]) -> list[int]:
         """See :data:`vllm_kangaroo.integration.runner_v1.proposer.Weigh`."""

@@ -45,17 +45,21 @@ class Inspection:
             OptionError: if it would draft more.
         """
         drafter = self.model_runner.drafter
-        most: int = drafter.ladder.stores[0].width - 1
+        plan = drafter.plan
+        most: int = drafter.ladder.stores[0].width - 1 if plan.exit_drafts else plan.lookup_tokens
         if not 1 <= (tokens_per_round or 1) <= num_speculative_tokens <= most:
             raise OptionError(
                 f"num_speculative_tokens={num_speculative_tokens} with draft_tokens_per_round={tokens_per_round} does "
                 f"not fit an engine started for {most}: start it for the largest number."
             )
+        if not plan.exit_drafts:
+            drafter.lengths = BatchTable([(1, 1, num_speculative_tokens)])
+            return
         lengths = {
             "num_speculative_tokens": num_speculative_tokens,
             "tokens_per_round": tokens_per_round,
         }
-        drafter.plan = drafter.plan.model_copy(update=lengths)
+        drafter.plan = plan.model_copy(update=lengths)
         drafter.lengths = None
 
     def set_draft_table(self, entries: Sequence[tuple[int, int, int]]) -> None:
