@@ -14,7 +14,7 @@ class Evidence:
 
     ROWS = 16
     """Requests' verifications after which it is learnt from them."""
-    STEPS = 8
+    STEPS = 16
     """Steps after which it is all the same."""
 
     def __init__(self) -> None:
