@@ -14,7 +14,7 @@ from tests.goodput.simulated_engine import MOST, Machine
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel
 from vllm_kangaroo.goodput.controller import GoodputController
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
-from vllm_kangaroo.goodput.draft_round import DraftRound, Verification
+from vllm_kangaroo.goodput.draft_round import DraftRound, Starters, Verification
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import Off
 from vllm_kangaroo.goodput.length_plan import plan_lengths
@@ -41,11 +41,13 @@ def rounds(count: int, limits: list[int], chain: float) -> tuple[DraftRound, Sma
     arguments: Callable[[], tuple[Any, ...]] = lambda: (  # noqa: E731
         COSTS,
         Reliability(),
-        Verification(Load(count + 1, 300 * count), count + 1, count + 1.0),
-        np.arange(count),
-        np.full(count, 300),
-        np.array(limits),
-        np.full((count, MOST), chain),
+        Starters(
+            Verification(Load(count + 1, 300 * count), count + 1, count + 1.0),
+            np.arange(count),
+            np.full(count, 300),
+            np.array(limits),
+            np.full((count, MOST), chain),
+        ),
         Ticks(),
     )
     return DraftRound(*arguments()), SmallRound(*arguments())

@@ -14,7 +14,7 @@ from vllm_kangaroo.goodput.check_gains import CheckGains
 from vllm_kangaroo.goodput.checked_round import CheckedRound
 from vllm_kangaroo.goodput.controller import AnyRound, GoodputController
 from vllm_kangaroo.goodput.cost_model import CostModel
-from vllm_kangaroo.goodput.draft_round import Verification
+from vllm_kangaroo.goodput.draft_round import Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.least_squares import Floats
@@ -93,21 +93,11 @@ class CheckedController(GoodputController):
         self._since_tried = 0
         return True
 
-    def _open(
-        self,
-        checks: bool,
-        verification: Verification,
-        slots: Ints,
-        contexts: Ints,
-        limits: Ints,
-        chains: Floats,
-    ) -> AnyRound:
-        self._was_checked[slots] = checks
+    def _open(self, checks: bool, who: Starters) -> AnyRound:
+        self._was_checked[who.slots] = checks
         if not checks:
-            return super()._open(checks, verification, slots, contexts, limits, chains)
-        return CheckedRound(
-            self.costs, self.gains, verification, slots, contexts, limits, chains, self.clock
-        )
+            return super()._open(checks, who)
+        return CheckedRound(self.costs, self.gains, who, self.clock)
 
     def _learn(
         self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats

@@ -9,7 +9,7 @@ import numpy as np
 from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.check_gains import CheckGains
 from vllm_kangaroo.goodput.cost_model import CostModel
-from vllm_kangaroo.goodput.draft_round import Verification
+from vllm_kangaroo.goodput.draft_round import Starters
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.observations import Observations
 
@@ -22,7 +22,7 @@ class CheckedRound:
 
     Args:
         gains: what rounds have brought so far; it learns of these.
-        chains: conditional acceptance by the full model of what is in a buffer, ``[requests, positions]``.
+        who: with the acceptance, by the full model, of what is in a buffer.
     """
 
     checks = True
@@ -32,22 +32,19 @@ class CheckedRound:
         self,
         costs: CostModel,
         gains: CheckGains,
-        verification: Verification,
-        slots: Ints,
-        contexts: Ints,
-        limits: Ints,
-        chains: Floats,
+        who: Starters,
         clock: Callable[[], float],
     ) -> None:
+        slots, verification = who.slots, who.verification
         self.slots = slots
         self.verification, self.settled = verification, verification.expected
         self.lengths: Ints = np.zeros(len(slots), dtype=np.int64)
-        self.confidences: Floats = np.zeros(chains.shape)
+        self.confidences: Floats = np.zeros(who.chains.shape)
         """0: what a buffer holds was checked, and its confidences say little more."""
         self._costs, self._gains = costs, gains
-        self._contexts: list[int] = contexts.tolist()
-        self._limits: list[int] = limits.tolist()
-        self._chains: list[list[float]] = chains.tolist()
+        self._contexts: list[int] = who.contexts.tolist()
+        self._limits: list[int] = who.limits.tolist()
+        self._chains: list[list[float]] = who.chains.tolist()
         self._survival = [1.0] * len(slots)
         self._passes: list[tuple[float, int, float]] = []
         self._checks: list[tuple[float, int, float]] = []

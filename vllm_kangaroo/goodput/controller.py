@@ -15,7 +15,7 @@ import numpy as np
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
 from vllm_kangaroo.goodput.checked_round import CheckedRound
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
-from vllm_kangaroo.goodput.draft_round import DraftRound, Verification
+from vllm_kangaroo.goodput.draft_round import DraftRound, Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
@@ -189,31 +189,13 @@ class GoodputController:
         else:
             own = np.sort(chosen)
             who, chains = can[own], cached.chains[own]
-        drafting = self._open(
-            cached.checks, verification, slots[who], contexts[who], limits[who], chains
-        )
+        starters = Starters(verification, slots[who], contexts[who], limits[who], chains)
+        drafting = self._open(cached.checks, starters)
         return Chosen(who, limits[who], drafting)
 
-    def _open(
-        self,
-        checks: bool,
-        verification: Verification,
-        slots: Ints,
-        contexts: Ints,
-        limits: Ints,
-        chains: Floats,
-    ) -> AnyRound:
-        kind = SmallRound if len(slots) <= FEW else DraftRound
-        return kind(
-            self.costs,
-            self.reliability,
-            verification,
-            slots,
-            contexts,
-            limits,
-            chains,
-            self.clock,
-        )
+    def _open(self, checks: bool, who: Starters) -> AnyRound:
+        kind = SmallRound if len(who.slots) <= FEW else DraftRound
+        return kind(self.costs, self.reliability, who, self.clock)
 
     def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> _Cached:
         """The newest plan, if nothing that matters is otherwise: the requests, what is known of them, and their load."""

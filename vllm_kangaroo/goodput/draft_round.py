@@ -30,6 +30,20 @@ class Verification:
     """Seconds of drafting before it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Starters:
+    """The requests that begin to draft in a step, and what is known of them before they do."""
+
+    verification: Verification
+    slots: Ints
+    """``[requests]``, as the others."""
+    contexts: Ints
+    limits: Ints
+    """Most drafts of each, at least 1."""
+    chains: Floats
+    """Conditional acceptance by position, ``[requests, positions]``."""
+
+
 class DraftRound:
     """A chain of draft passes over the requests that were chosen to draft.
 
@@ -37,9 +51,6 @@ class DraftRound:
     confidences of drafts that are there already are looked at, so that sampling stays exact.
 
     Args:
-        slots, contexts: of the requests, ``[requests]``.
-        limits: most drafts of each, at least 1.
-        chains: conditional acceptance by position before anything is drafted, ``[requests, positions]``.
         clock: seconds.
     """
 
@@ -50,31 +61,28 @@ class DraftRound:
         self,
         costs: CostModel,
         reliability: Reliability,
-        verification: Verification,
-        slots: Ints,
-        contexts: Ints,
-        limits: Ints,
-        chains: Floats,
+        who: Starters,
         clock: Callable[[], float],
     ) -> None:
-        self.slots, self.contexts, self.limits = slots, contexts, limits
+        slots, verification = who.slots, who.verification
+        self.slots, self.contexts, self.limits = slots, who.contexts, who.limits
         self.verification = verification
         self.settled = verification.expected
         """Tokens that were expected before anything was drafted."""
         self.lengths: Ints = np.zeros(len(slots), dtype=np.int64)
-        self.confidences: Floats = np.zeros((len(slots), chains.shape[1]))
+        self.confidences: Floats = np.zeros(who.chains.shape)
         self.passes: list[tuple[float, int, float]] = []
         """Seconds, requests and KV tokens of each."""
         self.around = 0.0
         """Seconds that the round took beside its passes."""
         self._costs, self._reliability = costs, reliability
-        self._chains = chains
+        self._chains = who.chains
         self._survival: Floats = np.ones(len(slots))
         """Probability that all drafts of a request so far are accepted."""
         self._step = 0
         self._clock = clock
         self._then = clock()
-        self._in_pass = len(slots), float(contexts.sum())
+        self._in_pass = len(slots), float(who.contexts.sum())
         verification.spent += costs.overhead(len(slots)) + costs.draft(*self._in_pass)
 
     def keep(

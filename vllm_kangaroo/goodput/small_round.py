@@ -12,7 +12,7 @@ import numpy as np
 
 from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel
-from vllm_kangaroo.goodput.draft_round import Verification
+from vllm_kangaroo.goodput.draft_round import Starters
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.reliability import Reliability
@@ -31,22 +31,19 @@ class SmallRound:
         self,
         costs: CostModel,
         reliability: Reliability,
-        verification: Verification,
-        slots: Ints,
-        contexts: Ints,
-        limits: Ints,
-        chains: Floats,
+        who: Starters,
         clock: Callable[[], float],
     ) -> None:
+        slots, verification = who.slots, who.verification
         self.slots = slots
         self.verification, self.settled = verification, verification.expected
         self.passes: list[tuple[float, int, float]] = []
         self.around = 0.0
         self._costs, self._reliability = costs, reliability
-        self._most = chains.shape[1]
-        self._contexts: list[int] = contexts.tolist()
-        self._limits: list[int] = limits.tolist()
-        self._chains: list[list[float]] = chains.tolist()
+        self._most = who.chains.shape[1]
+        self._contexts: list[int] = who.contexts.tolist()
+        self._limits: list[int] = who.limits.tolist()
+        self._chains: list[list[float]] = who.chains.tolist()
         self._survival = [1.0] * len(slots)
         self._sure: list[list[float]] = [[] for _ in self._limits]
         self._step = 0
