@@ -99,7 +99,8 @@ def test_figures_are_what_was_gained_since() -> None:
     clock[0] = 2.0
     third = taken.take()
     assert third is not None
-    assert not [key for key in third if key.startswith(("length", "count", "micro", "off"))]
+    assert not [key for key in third if key.startswith(("length", "count", "micro", "off", "mean"))]
+    assert second["mean.taken"] > second["mean.error"] >= 0
 
 
 def test_figures_reach_the_stats_of_their_step_alone() -> None:
@@ -140,6 +141,14 @@ def test_metrics_show_them_and_no_other_logger_sees_them() -> None:
         ("accepted_drafts", stats_.accepted),
     ):
         assert values[f"vllm:goodput_{name}_total"][()] == pytest.approx(value, abs=1e-5)
+    assert values["vllm:goodput_mean_step_seconds"] == {
+        (of,): pytest.approx(value / stats_.steps, abs=1e-5)
+        for of, value in (
+            ("predicted", stats_.predicted_seconds),
+            ("taken", stats_.seconds),
+            ("error", stats_.error_seconds),
+        )
+    }
     assert values["vllm:goodput_tokens_per_second"][()] == pytest.approx(control.goodput, abs=1e-5)
     shares = values["vllm:goodput_reliability"]
     tried = np.flatnonzero(control.reliability.tried >= 1.0)

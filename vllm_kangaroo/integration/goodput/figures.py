@@ -51,7 +51,18 @@ class Figures:
             if value != self._sent.get(key, 0)
         }
         self._sent = totals
-        return gained | self._gauges()
+        return gained | self._means(gained) | self._gauges()
+
+    @staticmethod
+    def _means(gained: dict[str, int]) -> dict[str, int]:
+        """Of the steps since the last telling; vLLM's ``get_metrics`` shows counters in whole numbers, also of seconds."""
+        steps = gained.get("count.steps")
+        if not steps:
+            return {}
+        return {
+            f"mean.{name}": gained.get(f"micro.{name}", 0) // steps
+            for name in ("predicted", "taken", "error")
+        }
 
     def _totals(self) -> dict[str, int]:
         stats = self._controller.stats

@@ -51,6 +51,13 @@ class GoodputProm:
         self._goodput = make(
             gauge, "tokens_per_second", "Tokens a second expected of the newest step.", **live
         )
+        self._mean = make(
+            gauge,
+            "mean_step_seconds",
+            "Of the newest steps: seconds predicted and taken, and by which the two differ.",
+            "of",
+            **live,
+        )
         self._reliability = make(
             gauge,
             "reliability",
@@ -73,6 +80,8 @@ class GoodputProm:
                 self._counts[rest[0]].labels(*labels).inc(value)
             elif kind == "micro":
                 self._counts[rest[0]].labels(*labels).inc(max(0.0, value / MICRO))
+            elif kind == "mean":
+                self._mean.labels(*labels, rest[0]).set(value / MICRO)
             elif kind == "gauge":
                 self._goodput.labels(*labels).set(value / MICRO)
             else:
