@@ -226,7 +226,8 @@ def test_figures_are_told(hispec: Engine) -> None:
     assert gained("accepted_drafts") > 0 and gained("expected_drafts") > 0
     assert gained("requests", "0") > 0 and sum(gained("requests", str(n)) for n in (1, 2, 3)) > 0
     assert gained("undrafted_requests", Off.ACCEPTANCE) + gained("undrafted_requests", Off.LOAD) > 0
-    assert after["steps",] == stats.steps and after["step_seconds",] == int(stats.seconds)
+    assert after["steps",] == stats.steps
+    assert abs(after["step_seconds",] - stats.seconds) < 1.01, "whole numbers"
     assert after["tokens_per_second",] > 0
     shares = {key[1:] for key in after if key[0] == "reliability"}
     assert {which for _, which in shares} == {"predicted", "accepted"}
