@@ -62,7 +62,7 @@ class GoodputController:
         clock: seconds, by which draft passes are timed.
     """
 
-    REUSED = 16
+    REUSED = 8
     """Steps for which a plan holds, as long as the same requests run."""
     EXPLAIN_EVERY = 32
     """Steps without drafts between two answers to the question whether the load is why."""

@@ -14,7 +14,7 @@ class Evidence:
 
     ROWS = 16
     """Requests' verifications after which it is learnt from them."""
-    STEPS = 16
+    STEPS = 8
     """Steps after which it is all the same."""
 
     def __init__(self) -> None:
