@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,50 +15,48 @@ Ints = NDArray[np.int64]
 LEAST, MOST = 0.005, 0.995
 CONTEXTS = 8
 """Lengths of context are told apart by powers of two from 128 on."""
+BOUNDS = 128 * 2 ** np.arange(CONTEXTS - 1)
 
 
 class Averages:
-    """Shares by place that follow their stream: a long window, cut to a short one when the two contradict each other."""
+    """Shares by place that follow their stream: a long window, cut to a short one when the two contradict each other.
+
+    In plain numbers: there are a handful of places.
+    """
 
     LONG, SHORT = 256.0, 16.0
     SIGMAS = 2.5
 
     def __init__(self, places: int) -> None:
-        self.tried: Floats = np.zeros(places)
-        self.right: Floats = np.zeros(places)
-        self._recent_tried: Floats = np.zeros(places)
-        self._recent_right: Floats = np.zeros(places)
+        self.tried = [0.0] * places
+        self.right = [0.0] * places
+        self._recent_tried = [0.0] * places
+        self._recent_right = [0.0] * places
 
-    def learn(self, tried: Floats, right: Floats) -> None:
+    def learn(self, tried: Sequence[float], right: Sequence[float]) -> None:
         """Add what was tried at each place, or what was expected of it over the share, and how much was right."""
-        for sums, more in (
-            (self.tried, tried),
-            (self.right, right),
-            (self._recent_tried, tried),
-            (self._recent_right, right),
-        ):
-            sums += more
-        self._fade(self.tried, self.right, self.LONG)
-        self._fade(self._recent_tried, self._recent_right, self.SHORT)
-        self._drift()
+        for at, (count, hits) in enumerate(zip(tried, right, strict=True)):
+            self._add(self.tried, self.right, at, count, hits, self.LONG)
+            self._add(self._recent_tried, self._recent_right, at, count, hits, self.SHORT)
+            if self._recent_tried[at] >= 8.0 and self._contradicted(at):
+                self.tried[at], self.right[at] = self._recent_tried[at], self._recent_right[at]
 
     @staticmethod
-    def _fade(tried: Floats, right: Floats, window: float) -> None:
-        if tried.max() > window:
-            kept = np.minimum(1.0, window / np.maximum(tried, 1.0))
-            tried *= kept
-            right *= kept
+    def _add(
+        tried: list[float], right: list[float], at: int, count: float, hits: float, window: float
+    ) -> None:
+        tried[at] += count
+        right[at] += hits
+        if tried[at] > window:
+            right[at] *= window / tried[at]
+            tried[at] = window
 
-    def _drift(self) -> None:
-        few, many = np.maximum(self._recent_tried, 1.0), np.maximum(self.tried, 1.0)
-        mean, recent = self.right / many, self._recent_right / few
+    def _contradicted(self, at: int) -> bool:
+        few, many = max(self._recent_tried[at], 1.0), max(self.tried[at], 1.0)
         # One more of each kind: a share of 0 or 1 so far is no proof that it cannot be otherwise.
-        steady = np.minimum((self.right + 1.0) / (many + 2.0), 0.98)
-        error = np.sqrt(steady * (1.0 - steady) * (1.0 / few + 1.0 / many))
-        moved = (self._recent_tried >= 8.0) & (np.abs(recent - mean) > self.SIGMAS * error)
-        if moved.any():
-            self.tried[moved] = self._recent_tried[moved]
-            self.right[moved] = self._recent_right[moved]
+        steady = min((self.right[at] + 1.0) / (many + 2.0), 0.98)
+        error = sqrt(steady * (1.0 - steady) * (1.0 / few + 1.0 / many))
+        return abs(self._recent_right[at] / few - self.right[at] / many) > self.SIGMAS * error
 
 
 class AcceptanceModel:
@@ -98,7 +97,7 @@ class AcceptanceModel:
     def _shares(self) -> Floats:
         """A position that has been tried seldom is taken to be about as the one before."""
         found, before, weight = [], self._first, self.PRIOR_WEIGHT
-        tried, right = self._positions.tried.tolist(), self._positions.right.tolist()
+        tried, right = self._positions.tried, self._positions.right
         for ratio, count, hits in zip(self._ratios, tried, right, strict=True):
             before = (weight * before * ratio + hits) / (weight + count)
             before = min(before, MOST)
@@ -164,10 +163,10 @@ class AcceptanceModel:
         expected = (seen * self.by_position).sum(axis=1)
         hits = right.sum(axis=1)
         # Deep positions are reached by the better requests: what these bring is not the position's doing.
-        factors = np.clip(self.factors(slots, contexts), 0.2, 2.5)
-        factors /= factors.mean()
+        factors = np.minimum(np.maximum(self.factors(slots, contexts), 0.2), 2.5)
+        factors *= len(factors) / factors.sum()
         self._learn_requests(slots, hits, expected)
-        self._positions.learn((seen * factors[:, None]).sum(axis=0), right.sum(axis=0))
+        self._positions.learn((factors @ seen).tolist(), right.sum(axis=0).tolist())
         self._learn_contexts(contexts, hits, expected)
         self.by_position = self._shares()
 
@@ -196,6 +195,5 @@ class AcceptanceModel:
 
 def _lengths(contexts: Ints) -> Ints:
     """Which class of lengths each context falls into."""
-    classes = np.log2(np.maximum(contexts, 1) / 128.0).astype(np.int64) + 1
-    found: Ints = np.clip(np.where(contexts < 128, 0, classes), 0, CONTEXTS - 1)
+    found: Ints = np.searchsorted(BOUNDS, contexts, side="right")
     return found
