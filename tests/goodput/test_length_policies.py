@@ -60,4 +60,4 @@ def test_a_bandit_learns_each_load_by_itself_and_follows_a_change() -> None:
 def test_a_bandit_leaves_its_length_for_no_less_than_its_margin() -> None:
     speed = {0: 100.0, 4: 101.0}
     chosen = run(LengthBandit((0, 4), explore=0.0), speed, 1, 2000)
-    assert sum(a != b for a, b in pairwise(chosen)) == 0
+    assert sum(a != b for a, b in pairwise(chosen[100:])) == 0
