@@ -6,16 +6,14 @@ import random
 from itertools import pairwise
 
 import pytest
-from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from vllm_kangaroo.goodput.length_policies import BatchTable, LengthBandit, LengthPolicy
 
 
-def test_a_table_is_read_as_vllm_reads_it() -> None:
-    entries = [(1, 4, 6), (8, 16, 2), (17, 32, 0)]
-    table = BatchTable(entries)
-    theirs = build_dynamic_sd_schedule_lookup(entries, 64, 6)
-    assert [table.choose(batch, 0, 0.0) for batch in range(1, 65)] == theirs[1:]
+def test_a_table_holds_on_up_to_the_next_entry() -> None:
+    table = BatchTable([(8, 16, 2), (1, 4, 6), (17, 32, 0)])
+    found = [table.choose(batch, 0, 0.0) for batch in (1, 4, 5, 8, 16, 17, 64)]
+    assert found == [6, 6, 6, 2, 2, 0, 0]
     with pytest.raises(ValueError, match="not at 1"):
         BatchTable([(2, 4, 6)])
 
@@ -24,7 +22,6 @@ def test_a_tuned_table_has_the_fastest_length_of_each_batch_size() -> None:
     speeds = {16: {0: 9.0, 2: 8.0}, 1: {0: 1.0, 2: 1.5}, 4: {0: 3.0, 2: 3.5}}
     table = BatchTable.tuned(speeds)
     assert table.entries == [(1, 3, 2), (4, 15, 2), (16, 16, 0)]
-    assert build_dynamic_sd_schedule_lookup(table.entries, 64, 6)[64] == 0
     assert BatchTable.tuned({8: {0: 1.0, 3: 2.0}}).entries == [(1, 8, 3)]
 
 
