@@ -125,11 +125,13 @@ def test_a_step_without_drafts_is_one_graph(
     plain: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Under goodput control; drafts that come later find the adapter's keys and values of all positions.
-
-    All other graphs are those of the engines above, from vLLM's cache.
-    """
-    config = hispec | {"goodput": {"probe_share": 0.0, "profile": False}}
+    """Under goodput control; drafts that come later find the adapter's keys and values of all positions."""
+    config = {
+        "method": "kangaroo",
+        "model": hispec["draft_adapter"],
+        "confidence_threshold": 0.0,
+        "goodput": {"probe_share": 0.0, "profile": False},
+    }
     weighing = engines.get(model=model, enforce_eager=False, speculative_config=config)
     expected = tokens_of(plain.generate(PROMPTS, **OPTIONS))
     passes = counted(weighing, monkeypatch)

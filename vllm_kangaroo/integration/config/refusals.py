@@ -57,10 +57,11 @@ def refuse_untried(plan: EarlyExitPlan, parallel: ParallelConfig) -> None:
     Raises:
         OptionError: naming the setting and the remedy.
     """
-    if plan.goodput is not None and parallel.distributed_executor_backend == "ray":
+    ranks = parallel.tensor_parallel_size
+    if plan.goodput is not None and ranks > 1:
         raise OptionError(
-            "distributed_executor_backend='ray' has not been tried with goodput control yet: set it to 'mp', or leave "
-            "'goodput' out of speculative_config."
+            f"tensor_parallel_size={ranks} has not been tried with goodput control yet: set it to 1, or leave 'goodput' out "
+            "of speculative_config."
         )
 
 
