@@ -17,6 +17,7 @@ from vllm_kangaroo.profile import plot
 from vllm_kangaroo.profile.costs import CostModel, HeadCost, hispec_seconds, speedup
 from vllm_kangaroo.profile.draft_replay import Guesses, Record, hispec
 from vllm_kangaroo.profile.head_reader import Head
+from vllm_kangaroo.profile.method_search import searches
 from vllm_kangaroo.profile.profile_report import print_profile
 from vllm_kangaroo.profile.profile_results import ExitFigures, ProfileResult
 from vllm_kangaroo.profile.search import best_of_each, predict
@@ -169,7 +170,8 @@ def test_report_has_a_column_and_a_line_for_each_method() -> None:
     assert "Kangaroo" in text and "HiSpec" in text
     row = next(line for line in text.splitlines() if line.startswith("│ 1 "))
     assert "γ " in row and " η 0." in row and "Li 4 N_d " in row
-    for method in METHODS:
+    assert {"kangaroo", "hispec"} == searches().keys() == METHODS.keys() - {"lookup"}
+    for method in searches():
         assert f"best {method}: predicted " in text
 
 
