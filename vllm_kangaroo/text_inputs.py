@@ -199,8 +199,11 @@ class Line:
 
 
 def shown(value: object) -> str:
-    """A value in a message, cut where it is long."""
-    text = repr(value)
+    """A value in a message: one printable line, cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 

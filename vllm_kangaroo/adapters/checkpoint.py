@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -35,14 +36,35 @@ def load_adapter(
     """Load a checkpoint, in its own dtype or in ``dtype``.
 
     Raises:
-        AdapterError: see `AdapterConfig.load` and `check_draft_vocab`.
+        AdapterError: see `AdapterConfig.load`, `read_weights` and `check_draft_vocab`.
     """
     config = AdapterConfig.load(directory)
+    weights = read_weights(directory, config)
     adapter = KangarooAdapter(config, dtype)
-    adapter.load_state_dict(load_file(Path(directory) / WEIGHTS_FILE))
+    adapter.load_state_dict(weights)
     if adapter.draft_vocab is not None:
         check_draft_vocab(adapter.draft_vocab, config, directory)
     return adapter
+
+
+def read_weights(directory: str | os.PathLike[str], config: AdapterConfig) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, of the names, shapes and dtypes that ``config`` asks for, and finite.
+
+    Raises:
+        AdapterError: otherwise.
+    """
+    path = Path(directory) / WEIGHTS_FILE
+    config.check_weights(path)
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"'{path}' cannot be read ({error}); copy the adapter again") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise AdapterError(
+                f"tensor '{name}' of '{path}' holds numbers that are not finite; train or copy the adapter again"
+            )
+    return weights
 
 
 def check_draft_vocab(

@@ -5,27 +5,32 @@ This module imports no torch, so that options and command lines can check an ada
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vllm_kangaroo.adapters.calibration import Calibration
+from vllm_kangaroo.adapters.weights_header import (
+    MAX_DIMENSION,
+    HeaderError,
+    Stored,
+    parsed,
+    read_header,
+)
 from vllm_kangaroo.complaints import first_complaint
+from vllm_kangaroo.text_inputs import shown
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MAX_CONFIG_BYTES = 16 * 2**20
+"""Provenance may name many files of training data."""
 
 AdapterDtype = Literal["float16", "bfloat16", "float32", "float64"]
-_HEADER_DTYPES: dict[str, str] = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "I32": "int32",
-}
+Size = Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
+Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Goes into sentences that a terminal prints."""
 DRAFT_VOCAB = "draft_vocab"
 """Tensor of a reduced draft vocabulary: int32 ``[draft_vocab_size]``, ascending token ids."""
 
@@ -56,10 +61,10 @@ class TargetInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name_or_path: str
-    architecture: str
-    model_type: str
-    num_hidden_layers: int = Field(ge=2)
+    name_or_path: Name
+    architecture: Name
+    model_type: Name
+    num_hidden_layers: int = Field(ge=2, le=MAX_DIMENSION)
     norm_fingerprint: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
 
 
@@ -78,16 +83,16 @@ class AdapterConfig(BaseModel):
 
     model_type: ModelType = "kangaroo_adapter"
     format_version: Literal[1] = 1
-    exit_layer: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    num_key_value_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2, multiple_of=2)
-    rms_norm_eps: float = Field(gt=0)
-    rope_theta: float = Field(gt=0)
-    vocab_size: int = Field(ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    draft_vocab_size: int | None = Field(default=None, ge=1)
+    exit_layer: Size
+    hidden_size: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: int = Field(ge=2, le=MAX_DIMENSION, multiple_of=2)
+    rms_norm_eps: float = Field(gt=0, allow_inf_nan=False)
+    rope_theta: float = Field(gt=0, allow_inf_nan=False)
+    vocab_size: Size
+    intermediate_size: Size | None = None
+    draft_vocab_size: Size | None = None
     calibration: Calibration | None = None
     torch_dtype: AdapterDtype
     target: TargetInfo
@@ -154,8 +159,8 @@ class AdapterConfig(BaseModel):
         """Read ``config.json`` and check it against the header of ``model.safetensors``.
 
         Raises:
-            AdapterError: missing directory or file, broken JSON, unknown or impossible keys,
-                or weights that are torn, of another shape or of another dtype.
+            AdapterError: missing directory or file, a file that is none or leads elsewhere, broken JSON, unknown or
+                impossible keys, or weights that are torn, of another shape or of another dtype.
         """
         folder = Path(directory)
         if not folder.is_dir():
@@ -164,8 +169,11 @@ class AdapterConfig(BaseModel):
                 "'vllm-kangaroo train adapter'"
             )
         path = folder / CONFIG_FILE
+        refuse_strange_file(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            if (size := path.stat().st_size) > MAX_CONFIG_BYTES:
+                raise ValueError(f"it has {size} bytes where {MAX_CONFIG_BYTES} are the most")
+            values = parsed(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise AdapterError(
                 f"adapter '{folder}' has no {CONFIG_FILE}; give the directory that holds it"
@@ -206,7 +214,7 @@ class AdapterConfig(BaseModel):
         expected = self.tensor_shapes()
         unknown = sorted(found.keys() - expected.keys())
         if unknown:
-            raise AdapterError(f"'{path}' holds the unknown tensor '{unknown[0]}'; remove it")
+            raise AdapterError(f"'{path}' holds the unknown tensor {shown(unknown[0])}; remove it")
         for name, shape in expected.items():
             if name not in found:
                 raise AdapterError(f"'{path}' lacks the tensor '{name}'; save the adapter again")
@@ -229,37 +237,51 @@ class AdapterConfig(BaseModel):
                 )
 
 
+def refuse_strange_file(path: Path) -> None:
+    """Refuse a file of an adapter that is a pipe, a device or a directory, or a link that leaves the adapter.
+
+    Links into the ``blobs`` beside a snapshot are how a hub's cache keeps every file, and stay within it.
+
+    Raises:
+        AdapterError: otherwise; not if there is no such file.
+    """
+    if path.exists() and not path.is_file():
+        raise AdapterError(f"'{path}' is no ordinary file; copy the adapter again")
+    if not path.is_symlink():
+        return
+    folder = path.parent.resolve()
+    allowed = [folder]
+    if folder.parent.name == "snapshots":
+        allowed.append(folder.parent.parent / "blobs")
+    try:
+        end = path.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        end = Path()
+    if not any(end.is_relative_to(each) for each in allowed):
+        raise AdapterError(
+            f"'{path}' is a symbolic link that leads out of the adapter; put the file itself there"
+        )
+
+
 def _first_error(folder: Path, error: ValidationError) -> str:
     wrong = first_complaint(error)
     where = f"{CONFIG_FILE} of adapter '{folder}'"
     if wrong.kind == "unknown":
-        return f"{where} has the unknown key '{wrong.key}'; remove it"
+        return f"{where} has the unknown key {shown(wrong.key)}; remove it"
     if wrong.kind == "missing":
         return f"{where} lacks the key '{wrong.key}'; add it or save the adapter again"
     if not wrong.key:
         return f"{where}: {wrong.said}"
-    return f"{where} has {wrong.key}={wrong.value!r}: {wrong.said}; correct it"
+    return f"{where} has {wrong.key}={shown(wrong.value)}: {wrong.said}; correct it"
 
 
-def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensor name -> (dtype, shape), from a safetensors file whose length is checked too."""
+def _read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file, whose length is checked too."""
     remedy = "copy the adapter again"
+    refuse_strange_file(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise ValueError(f"its header of {length} bytes is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + end != size:
-            raise ValueError(f"it has {size} bytes where its header asks for {8 + length + end}")
-        return {
-            name: (_HEADER_DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in header.items()
-        }
+        return read_header(path)
     except FileNotFoundError:
         raise AdapterError(f"adapter '{path.parent}' has no {WEIGHTS_FILE}; {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, HeaderError) as error:
         raise AdapterError(f"'{path}' is no whole safetensors file ({error}); {remedy}") from None

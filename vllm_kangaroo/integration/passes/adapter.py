@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
@@ -16,7 +15,8 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLine
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.models.utils import extract_layer_index
 
-from vllm_kangaroo.adapters.config import WEIGHTS_FILE, AdapterConfig
+from vllm_kangaroo.adapters.checkpoint import read_weights
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.integration.passes.adapter_parts import FeedForward, Memory
 from vllm_kangaroo.integration.passes.cutting import Cut, residual_stream
 from vllm_kangaroo.integration.passes.draft_vocabulary import DraftVocabulary
@@ -129,7 +129,7 @@ class AdapterLayer(nn.Module):
         )
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take a checkpoint's tensors (checked by :meth:`AdapterConfig.load` before)."""
+        """Take a checkpoint's tensors (checked by :func:`read_weights` before)."""
         self.input_layernorm.weight.data.copy_(weights["layers.0.input_layernorm.weight"])
         self.norm.weight.data.copy_(weights["norm.weight"])
         for shard in ("q", "k", "v"):
@@ -174,6 +174,7 @@ class KangarooHead(ExitHead):
         self, cut: Cut, config: AdapterConfig, vllm_config: VllmConfig, layer_index: int
     ) -> None:
         super().__init__(cut, vllm_config)
+        self.config = config
         window = window_at(cut.target, config.exit_layer)
         self.adapter = AdapterLayer(config, vllm_config, layer_index, window)
         self.memory_width = config.hidden_size if config.kind.memory else 0
@@ -184,7 +185,7 @@ class KangarooHead(ExitHead):
 
     def load(self, directory: Path) -> None:
         """See :meth:`ExitHead.load`."""
-        weights = load_file(directory / WEIGHTS_FILE)
+        weights = read_weights(directory, self.config)
         self.adapter.load(weights)
         if self.drafted is not None:
             self.drafted.load(weights, directory)
