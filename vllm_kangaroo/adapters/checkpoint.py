@@ -19,6 +19,7 @@ from vllm_kangaroo.adapters.config import (
     AdapterError,
 )
 from vllm_kangaroo.adapters.reference import KangarooAdapter
+from vllm_kangaroo.text_inputs import shown
 
 
 def norm_fingerprint(weight: Tensor) -> str:
@@ -58,7 +59,9 @@ def read_weights(directory: str | os.PathLike[str], config: AdapterConfig) -> di
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"'{path}' cannot be read ({error}); copy the adapter again") from None
+        raise AdapterError(
+            f"'{path}' cannot be read ({shown(str(error))}); copy the adapter again"
+        ) from None
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise AdapterError(
