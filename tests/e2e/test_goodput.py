@@ -197,6 +197,43 @@ def test_hispec_drafts_nothing_where_it_does_not_pay(
     assert seen["counters"]["draft_steps"] == seen["counters"]["checks"] == 0
 
 
+def test_figures_are_told(hispec: Engine) -> None:
+    """By ``llm.get_metrics()``, which shows those of the engine that was started last."""
+
+    def read() -> dict[tuple[str, ...], float]:
+        hispec.proposer.goodput.figures._due = 0.0
+        hispec.flush()
+        found = {}
+        for metric in hispec.llm.get_metrics():
+            if metric.name.startswith("vllm:goodput_"):
+                own = {k: v for k, v in metric.labels.items() if k not in ("model_name", "engine")}
+                found[metric.name.removeprefix("vllm:goodput_"), *own.values()] = metric.value
+        return found
+
+    before = read()
+    fix(hispec, draft=0.02)
+    hispec.generate(prompts(), **OPTIONS)
+    fix(hispec, draft=DEAR, token=2.0)
+    hispec.generate(prompts()[:1], **OPTIONS)
+    after = read()
+
+    def gained(*key: str) -> float:
+        return after.get(key, 0.0) - before.get(key, 0.0)
+
+    stats = hispec.proposer.goodput.controller.stats
+    assert gained("steps") > 0
+    assert all(after["mean_step_seconds", of] > 0 for of in ("predicted", "taken"))
+    assert gained("accepted_drafts") > 0 and gained("expected_drafts") > 0
+    assert gained("requests", "0") > 0 and sum(gained("requests", str(n)) for n in (1, 2, 3)) > 0
+    assert gained("undrafted_requests", Off.ACCEPTANCE) + gained("undrafted_requests", Off.LOAD) > 0
+    assert after["steps",] == stats.steps
+    assert abs(after["step_seconds",] - stats.seconds) < 1.01, "whole numbers"
+    assert after["tokens_per_second",] == 0, "nobody goes on after the newest step"
+    shares = {key[1:] for key in after if key[0] == "reliability"}
+    assert {which for _, which in shares} == {"predicted", "accepted"}
+    assert all(0 <= after["reliability", *share] <= 1 for share in shares)
+
+
 @pytest.fixture(scope="module")
 def lookup(engines: Engines) -> Engine:
     """No exit, no adapter; passes are timed."""

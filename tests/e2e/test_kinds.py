@@ -66,6 +66,19 @@ def test_tokens_are_those_of_vllm_alone(
     assert gain.totals.accepted < gain.totals.drafted, "no draft was rejected"
 
 
+def test_what_cannot_be_cut_drafts_from_the_text(few_engines: Engines, tmp_path: Path) -> None:
+    """Without an exit the model is run whole."""
+    arguments = {"model": make_kind("gemma3n", tmp_path), "max_model_len": 128, **SMALL}
+    options = OPTIONS | {"max_tokens": 60}  # random weights end in loops
+    expected = tokens_of(few_engines.plain(**arguments).generate(PROMPTS, **options))
+    engine = few_engines.get(speculative_config={"method": "lookup"}, **arguments)
+    before = dict(engine.ladder.counters.as_dict())
+    assert tokens_of(engine.generate(PROMPTS, **options)) == expected
+    after = engine.ladder.counters.as_dict()
+    assert 0 < after["lookup_accepted"] < after["lookup_drafted"]
+    assert before["lookup_drafted"] == after["drafted"] == after["defects"] == 0
+
+
 def test_an_adapter_shares_the_window_of_its_neighbours(
     engines: Engines, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
