@@ -74,5 +74,22 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
         check_counters(counters)
         assert counters["passes"][-1] < TOKENS + 24, "no draft was accepted"
         assert counters["drafted"] > 0 and counters["lookup_accepted"] > 0
-    timeless = [{k: v for k, v in each.items() if "seconds" not in k} for each in ranks]
-    assert timeless[0] == timeless[1]
+    assert timeless(ranks[0]) == timeless(ranks[1])
+    # Which drafts pay each rank decides for itself, by what the first one's clock showed.
+    monkeypatch.setenv("KANGAROO_CACHE", str(tmp_path / "cache"))
+    weighed = {"method": "kangaroo", "model": hispec["draft_adapter"], "confidence_threshold": 0.0}
+    weighed |= {"goodput": {"probe_share": 0.1}}
+    (found,), ranks = run(model, greedy, speculative_config=weighed, tensor_parallel_size=2)
+    assert found == expected
+    assert len(ranks) == 2
+    for counters in ranks:
+        check_counters(counters)
+        assert counters["drafted"] > 0, "not even a probe"
+        assert counters["goodput"]["steps"] > 20 and counters["goodput"]["seconds"] > 0.0
+    assert ranks[0]["goodput"] == ranks[1]["goodput"], "their own clocks were learnt from"
+    assert timeless(ranks[0]) == timeless(ranks[1])
+
+
+def timeless(counters: dict[str, Any]) -> dict[str, Any]:
+    """What no clock of a rank's own is in."""
+    return {name: value for name, value in counters.items() if "seconds" not in name}

@@ -26,13 +26,15 @@ def plan(**options: Any) -> EarlyExitPlan:
     return parse_options({"method": "kangaroo", "exit_layer": 1, **options}).resolve(TARGET)
 
 
-def test_several_ranks() -> None:
-    one, two = (SimpleNamespace(tensor_parallel_size=ranks) for ranks in (1, 2))
+def test_ranks_over_ray() -> None:
+    one, ray = (SimpleNamespace(distributed_executor_backend=name) for name in ("mp", "ray"))
     refuse_untried(plan(goodput=True), one)  # type: ignore[arg-type]
-    refuse_untried(plan(goodput=False), two)  # type: ignore[arg-type]
-    refuse_untried(plan(), two)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"^tensor_parallel_size=2 has not been tried .*: set it"):
-        refuse_untried(plan(goodput={"probe_share": 0.02}), two)  # type: ignore[arg-type]
+    refuse_untried(plan(goodput=False), ray)  # type: ignore[arg-type]
+    refuse_untried(plan(), ray)  # type: ignore[arg-type]
+    with pytest.raises(
+        OptionError, match=r"^distributed_executor_backend='ray' .*: set it to 'mp'"
+    ):
+        refuse_untried(plan(goodput={"probe_share": 0.02}), ray)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,10 @@ def refuse_untried(plan: EarlyExitPlan, parallel: ParallelConfig) -> None:
     Raises:
         OptionError: naming the setting and the remedy.
     """
-    ranks = parallel.tensor_parallel_size
-    if plan.goodput is not None and ranks > 1:
+    if plan.goodput is not None and parallel.distributed_executor_backend == "ray":
         raise OptionError(
-            f"tensor_parallel_size={ranks} has not been tried with goodput control yet: set it to 1, or leave 'goodput' out "
-            "of speculative_config."
+            "distributed_executor_backend='ray' has not been tried with goodput control yet: set it to 'mp', or leave "
+            "'goodput' out of speculative_config."
         )
 
 
