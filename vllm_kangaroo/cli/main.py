@@ -24,6 +24,12 @@ COMMANDS = {
     "demo": Entry(
         "vllm_kangaroo.cli.demo:demo", "Generate with vLLM alone and with early-exit drafting."
     ),
+    # It becomes vLLM's own command, whose log is to be seen.
+    "serve": Entry(
+        "vllm_kangaroo.cli.serve:serve",
+        "Serve the demo's model or an adapter, and print the `vllm serve` line for it.",
+        runs_engine=False,
+    ),
     "train": Entry("vllm_kangaroo.cli.train:train_app", "Train what a model drafts with."),
     "enlarge": Entry(
         "vllm_kangaroo.cli.train:enlarge",
@@ -97,7 +103,9 @@ def load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         around.add_typer(found, name=name)
     else:
-        around.command(name, cls=getattr(found, "command_class", None))(found)
+        settings = getattr(found, "context_settings", None)
+        kind = getattr(found, "command_class", None)
+        around.command(name, cls=kind, context_settings=settings)(found)
     return typer.main.get_group(around).commands[name]
 
 
