@@ -1,9 +1,12 @@
-"""Tensor parallel over Ray: two nodes on this machine, a rank on each; and a node that lacks the plugin."""
+"""Ray: two nodes on this machine, a rank on each; a node that lacks the plugin, files of prompts, a node that dies."""
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,16 @@ from vllm_kangaroo.cli.main import app
 
 ray = pytest.importorskip("ray")
 
+TEXTS = ["The old man looked at", "Once upon a time", "I would like to", "The train leaves at"]
 PROMPTS = [[1, *range(7 + at, 30 + 9 * at, 2 + at % 3)] for at in range(4)]
 TOKENS = 32
+GENERATED = {"max_tokens": TOKENS, "ignore_eos": True}
+SHAPE: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "num_gpu_blocks_override": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +39,12 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # a busy machine starves Ray's 15
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        # It would end workers where the machine's memory is full of other things.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+        started = Cluster(initialize_head=True, head_node_args=node)
         try:
-            started.add_node(num_cpus=1)
+            started.add_node(**node)
             patch.setenv("RAY_ADDRESS", started.address)
             yield started
         finally:
@@ -38,53 +52,53 @@ def cluster() -> Iterator[Any]:
             started.shutdown()
 
 
-def run(model: str, **arguments: Any) -> tuple[list[list[list[int]]], list[dict[str, Any]]]:
-    """Tokens of the prompts' continuations, and every rank's counters if there is a ladder."""
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def drafting(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        "method": "kangaroo",
+        "model": make_adapter(model, 2, tmp_path_factory.mktemp("adapter")),
+        "num_speculative_tokens": 3,
+        "confidence_threshold": 0.0,
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(model: str) -> tuple[list[list[list[int]]], list[str]]:
+    """What vLLM alone writes: tokens after the prompts, text after the texts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        with engine(model) as llm:
+            tokens = continued(llm)
+            texts = llm.generate(TEXTS, sampling(**GENERATED), use_tqdm=False)
+            return tokens, [output.outputs[0].text for output in texts]
+
+
+@contextmanager
+def engine(model: str, **arguments: Any) -> Iterator[Any]:
     from vllm import LLM
 
-    llm = LLM(
-        model,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
-        num_gpu_blocks_override=64,
-        **arguments,
-    )
+    llm = LLM(model, **SHAPE, **arguments)
     try:
-        given: Any = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-        outputs = llm.generate(given, sampling(max_tokens=TOKENS, ignore_eos=True), use_tqdm=False)
-        drafting = "speculative_config" in arguments
-        counters = llm.collective_rpc("early_exit_counters") if drafting else []
+        yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
-    return tokens_of(outputs), counters
 
 
-def test_two_nodes_give_the_tokens_of_vllm_alone(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    model = make_model("llama", tmp_path / "model")
-    expected, _ = run(model)
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    found, ranks = run(
-        model,
-        tensor_parallel_size=2,
-        distributed_executor_backend="ray",
-        speculative_config={
-            "method": "kangaroo",
-            "model": make_adapter(model, 2, tmp_path / "adapter"),
-            "num_speculative_tokens": 3,
-            "confidence_threshold": 0.0,
-        },
-    )
-    assert found == expected
-    assert len(ranks) == 2
-    for counters in ranks:
-        check_counters(counters)
-        assert counters["drafted"] > 0
-        assert counters["passes"][-1] < TOKENS, "no draft was accepted"
+def continued(llm: Any, **options: Any) -> list[list[list[int]]]:
+    """Tokens of the prompts' continuations."""
+    given: Any = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    return tokens_of(llm.generate(given, sampling(**GENERATED | options), use_tqdm=False))
+
+
+def go_on(llm: Any) -> None:
+    """Until the engine fails."""
+    while True:
+        continued(llm, max_tokens=200)
 
 
 def test_doctor_looks_at_every_node(cluster: Any) -> None:
@@ -120,3 +134,89 @@ def test_no_cluster_is_one_sentence() -> None:
     done = CliRunner().invoke(app, ["doctor", "--ray", "127.0.0.1:9"])
     assert done.exit_code == 1
     assert "no Ray cluster at '127.0.0.1:9'" in done.output
+
+
+def test_files_are_answered_once_and_figures_are_of_all(
+    cluster: Any,
+    model: str,
+    drafting: dict[str, Any],
+    expected: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from examples.ray_data.answer_files import answer_files, answers_of, figures_of, summary
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the actor's own process is enough
+    ray.init(
+        address=cluster.address,
+        log_to_driver=False,
+        ignore_reinit_error=True,
+        runtime_env={"env_vars": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}},
+    )
+    out, paths = tmp_path / "out", [tmp_path / f"{name}.jsonl" for name in "abc"]
+    for at, path in enumerate(paths):
+        rows = [{"id": f"{at}", "prompt": text} for text in TEXTS[at : at + 2]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = {"model": model, "speculative_config": drafting} | SHAPE
+    arguments: dict[str, Any] = {"engine": run, "sampling": {"temperature": 0.0} | GENERATED}
+    done = answers_of(out, paths[1])
+    out.mkdir()
+    done.write_text("answered by an earlier run")
+    figures_of(out, paths[1]).write_text(
+        json.dumps({"answers": 1, "tokens": 1000, "rounds": 0, "drafted": 0, "accepted": 0})
+    )
+    assert answer_files(paths, out, **arguments) == [paths[0], paths[2]]
+    assert done.read_text() == "answered by an earlier run"
+    _, texts = expected
+    for at in (0, 2):
+        found = [json.loads(line) for line in answers_of(out, paths[at]).read_text().splitlines()]
+        assert [each["answer"] for each in found] == texts[at : at + 2]
+        assert {each["id"] for each in found} == {f"{at}"}
+        figures = json.loads(figures_of(out, paths[at]).read_text())
+        assert figures["tokens"] == 2 * TOKENS
+        assert figures["drafted"] > figures["accepted"] > 0
+    assert "3 files, 5 answers, 1128 tokens\n" in summary(paths, out)
+    assert answer_files(paths, out, **arguments) == []
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of '.*bad\.jsonl' has no \"prompt\" of text"):
+        answer_files([bad], out, **arguments)
+    with pytest.raises(ValueError, match=r"two files are called 'a\.jsonl': rename one"):
+        answer_files([paths[0], paths[0]], out, **arguments)
+
+
+def test_two_nodes_give_the_tokens_of_vllm_alone_until_one_dies(
+    cluster: Any,
+    model: str,
+    drafting: dict[str, Any],
+    expected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Last of this module: a node's raylet is killed in mid-decode, and the engine fails as vLLM's does."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    ray.shutdown()
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    tokens, _ = expected
+    with engine(
+        model,
+        tensor_parallel_size=2,
+        distributed_executor_backend="ray",
+        speculative_config=drafting,
+        disable_log_stats=False,
+    ) as llm:
+        assert continued(llm) == tokens
+        ranks = llm.collective_rpc("early_exit_counters")
+        assert len(ranks) == 2
+        for counters in ranks:
+            check_counters(counters)
+            assert counters["drafted"] > 0
+            assert counters["passes"][-1] < TOKENS, "no draft was accepted"
+        [other] = cluster.worker_nodes
+        killing = threading.Timer(0.3, cluster.remove_node, [other, False])
+        killing.start()
+        with pytest.raises(EngineDeadError):
+            go_on(llm)
+        assert not killing.is_alive()
