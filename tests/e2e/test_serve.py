@@ -333,6 +333,40 @@ def test_hints_of_length_are_taken_and_wrong_ones_are_told_why(
     assert server.metrics()[started] == before + 3, "not those that were served, and only those"
 
 
+def test_a_request_says_how_many_drafts_it_wants(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server
+) -> None:
+    """Flat, since vLLM takes no objects there; a wrong wish is refused, and the others are not hurt."""
+
+    def wanting(most: Any) -> dict[str, Any]:
+        return {"extra_body": {"vllm_xargs": {"kangaroo.max_drafts": most}}}
+
+    def gained(most: int) -> tuple[float, float]:
+        before = server.metrics()
+        assert (
+            complete(client, PROMPTS[2], **wanting(most)).choices[0].text == plain[PROMPTS[2]].text
+        )
+        after = server.metrics()
+        names = ("drafts", "draft_tokens")
+        drafts, tokens = (f"vllm:spec_decode_num_{name}_total" for name in names)
+        return after[drafts] - before[drafts], after[tokens] - before[tokens]
+
+    assert gained(0) == (0, 0)
+    drafts, tokens = gained(1)
+    assert drafts == tokens > 0
+    drafts, tokens = gained(4)
+    assert tokens > drafts > 0
+    stream = long_stream(client)
+    text = next(stream).choices[0].text
+    for wrong in (-1, 2.5, "two"):
+        for kind in ("one", "chat"):
+            with pytest.raises(openai.BadRequestError) as refused:  # status 400
+                asked(client, kind, stream=False, **wanting(wrong))
+            assert f"kangaroo.max_drafts={wrong!r} is refused" in refused.value.message
+        text += next(stream).choices[0].text
+    assert plain["long"].text.startswith(text + text_of(stream))
+
+
 def test_a_client_that_leaves_hurts_nobody(
     client: openai.OpenAI, plain: dict[str, Any], server: Server
 ) -> None:
