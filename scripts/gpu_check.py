@@ -5,8 +5,9 @@
 
 Every case is a process of its own, so that a case that fails takes no other with it. Exactness is tried with the demo model in
 this repository, against vLLM alone: in float32 all tokens must be the same, in bfloat16 near ties may fall otherwise and the
-share of equal tokens is told. Speed is measured with random weights of an 8B shape and synthetic acceptance, so that it says
-what the engine costs and nothing about a model. On a machine without a GPU the same cases run small, on the CPU.
+share of equal tokens is told. Speed is measured with random weights of an 8B shape and synthetic acceptance, the same for every
+method, so that it says what the engine costs and nothing about a model: vLLM alone, Kangaroo, HiSpec, and as peers a head of
+EAGLE-3's shape and n-gram. On a machine without a GPU the same cases run small, on the CPU.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SHAPE_8B = {
 SHAPE_SMALL = SHAPE_8B | {
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 8,  # of fewer an EAGLE-3 head reads the same layer twice
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
@@ -58,6 +59,15 @@ SHAPE_SMALL = SHAPE_8B | {
     "max_position_embeddings": 512,
     "torch_dtype": "float32",
 }
+
+SPECULATIVE: dict[str, dict[str, Any]] = {
+    "kangaroo": {"method": "kangaroo", "exit_layer": 2, "confidence_threshold": 0.0},
+    "hispec": {"method": "hispec"},
+    "eagle3": {"method": "eagle3"},
+    "ngram": {"method": "ngram_gpu", "prompt_lookup_min": 2, "prompt_lookup_max": 4},
+}
+"""By name of a case's method; all draft the same number of tokens."""
+OURS = ("kangaroo", "hispec")
 
 
 def cases(gpus: int, backends: list[str]) -> Iterator[dict[str, Any]]:
@@ -67,25 +77,19 @@ def cases(gpus: int, backends: list[str]) -> Iterator[dict[str, Any]]:
             for backend in backends:
                 if dtype == "float32" and backend == "FLASH_ATTN":
                     continue  # which has no float32
-                yield {
-                    "kind": "exact",
-                    "runner": runner,
-                    "dtype": dtype,
-                    "backend": backend,
-                    "tp": 1,
-                }
-    for batch in BATCHES if gpus else BATCHES[:1]:
-        for method in ("none", "kangaroo", "ngram_gpu"):
-            yield {"kind": "speed", "runner": "V2", "method": method, "batch": batch, "tp": 1}
-        yield {"kind": "speed", "runner": "V1", "method": "kangaroo", "batch": batch, "tp": 1}
+                yield exactness(runner, "kangaroo", dtype, backend)
+        yield exactness(runner, "hispec", "float32", backends[-1])
+    for runner, methods in (("V2", ("none", *SPECULATIVE)), ("V1", OURS)):
+        for method in methods:
+            yield {"kind": "speed", "runner": runner, "method": method, "tp": 1}
     if gpus > 1:
-        yield {
-            "kind": "exact",
-            "runner": "V1",
-            "dtype": "bfloat16",
-            "backend": "FLASH_ATTN",
-            "tp": 2,
-        }
+        yield exactness("V1", "kangaroo", "bfloat16", "FLASH_ATTN", tp=2)
+
+
+def exactness(runner: str, method: str, dtype: str, backend: str, tp: int = 1) -> dict[str, Any]:
+    """A case of exactness."""
+    case = {"kind": "exact", "runner": runner, "method": method, "dtype": dtype}
+    return case | {"backend": backend, "tp": tp}
 
 
 def run_case(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
@@ -101,6 +105,7 @@ def engine(case: dict[str, Any], model: str, *, small: bool, **arguments: Any) -
         arguments["gpu_memory_utilization"] = 0.85
     else:
         arguments |= {"num_gpu_blocks_override": 60, "block_size": 32, "enforce_eager": True}
+        arguments.setdefault("dtype", "float32")
     if case.get("backend"):
         arguments["attention_backend"] = case["backend"]
     return LLM(model, tensor_parallel_size=case["tp"], seed=0, disable_log_stats=False, **arguments)
@@ -118,9 +123,10 @@ def exact(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
 
     from vllm_kangaroo import tiny_adapter, tiny_model
 
-    config = None
+    config: dict[str, Any] | None = None
     if case["drafting"]:
-        config = {"method": "kangaroo", "model": tiny_adapter(), "num_speculative_tokens": DRAFTS}
+        config = {"method": case["method"], "num_speculative_tokens": DRAFTS}
+        config |= {"model": tiny_adapter()} if case["method"] == "kangaroo" else {}
     llm = engine(
         case,
         tiny_model(),
@@ -139,20 +145,24 @@ def exact(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
 
 
 def speed(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
-    """Tokens a second, and memory."""
+    """Tokens a second by batch size, and memory."""
     from vllm import SamplingParams
 
     folder = Path(tempfile.mkdtemp())
-    (folder / "config.json").write_text(json.dumps(SHAPE_SMALL if small else SHAPE_8B))
+    shape = SHAPE_SMALL if small else SHAPE_8B
+    (folder / "config.json").write_text(json.dumps(shape))
     config: dict[str, Any] | None = None
-    if case["method"] == "kangaroo":
-        config = {"method": "kangaroo", "exit_layer": 2, "num_speculative_tokens": DRAFTS}
-        config["confidence_threshold"] = 0.0
-        accept_as_said()
-    elif case["method"] != "none":
-        config = {"method": case["method"], "num_speculative_tokens": DRAFTS}
-        config |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+    if case["method"] != "none":
+        config = SPECULATIVE[case["method"]] | {"num_speculative_tokens": DRAFTS}
+    if case["method"] in OURS:
+        accept_as_said(case["runner"])
+    elif config is not None:
         config |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": ACCEPTED}
+    if case["method"] == "eagle3":
+        (folder / "head").mkdir()
+        (folder / "head" / "config.json").write_text(json.dumps(eagle3_head(shape)))
+        config = (config or {}) | {"model": str(folder / "head")}
+    batches = BATCHES[:2] if small else BATCHES
     llm = engine(
         case,
         str(folder),
@@ -160,26 +170,44 @@ def speed(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=256 if small else 2048,
-        max_num_seqs=max(2, case["batch"]),
+        max_num_seqs=max(batches),
         speculative_config=config,
     )
-    length = 8 if small else 256
+    length = 6 if small else 256
     params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
-    prompts = [{"prompt_token_ids": [3 + at, 5, 7, 11] * 8} for at in range(case["batch"])]
-    llm.generate(prompts, params, use_tqdm=False)
-    began = time.perf_counter()
-    llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - began
+    found: dict[str, float] = {}
+    for batch in batches:
+        prompts = [{"prompt_token_ids": [3 + at, 5, 7, 11] * 8} for at in range(batch)]
+        if not small:
+            llm.generate(prompts, params, use_tqdm=False)
+        began = time.perf_counter()
+        llm.generate(prompts, params, use_tqdm=False)
+        found[str(batch)] = round(batch * length / (time.perf_counter() - began), 1)
     return {
-        "tokens_per_second": round(case["batch"] * length / seconds, 1),
+        "tokens_per_second": found,
         "peak_memory_gib": peak_memory(),
-        "counters": counters(llm) if case["method"] == "kangaroo" else {},
+        "counters": counters(llm) if case["method"] in OURS else {},
     }
 
 
-def accept_as_said() -> None:
-    """Let Kangaroo's drafts be accepted by chance, as vLLM does for its own methods; V2's sampler asks the config."""
+def eagle3_head(shape: dict[str, Any]) -> dict[str, Any]:
+    """The config of an EAGLE-3 head for a target: one layer, which reads three of the target's, and a vocabulary cut to a quarter."""
+    head = {"num_hidden_layers": 1, "draft_vocab_size": shape["vocab_size"] // 4}
+    return shape | head | {"architectures": ["LlamaForCausalLMEagle3"]}
+
+
+def accept_as_said(runner: str) -> None:
+    """Let our drafts be accepted by chance, as vLLM does for its own methods; V2's sampler asks the config.
+
+    Nothing is changed on V1, whose sampler does not ask: there the random drafts are rejected. Two exits with random weights
+    never agree; on V2 they are said to.
+    """
+    if runner == "V1":
+        return
     from vllm_kangaroo.integration.config import plan
+    from vllm_kangaroo.integration.runner_v2.hispec_speculator import HiSpecSpeculator
+
+    HiSpecSpeculator.agreement = staticmethod(lambda own, drafted: own == own)  # type: ignore[method-assign]
 
     made = plan.speculative_config
 
@@ -225,6 +253,7 @@ def child(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any
     """A case in a process of its own; ``error`` says what ended it."""
     env = os.environ | {"VLLM_USE_V2_MODEL_RUNNER": str(int(case["runner"] == "V2"))}
     env |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the case has a process of its own already
     env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
         command = [sys.executable, __file__, "--case", json.dumps(case), "--answer", answer.name]
@@ -237,14 +266,23 @@ def child(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any
             return {"error": f"not finished within {seconds:.0f} s"}
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            return {"error": lines[-1][:300] if lines else f"status {done.returncode}"}
+            # pydantic ends with where to read on, and says what is wrong a few lines before.
+            said = " ".join(line.strip() for line in lines[-5:])[-400:]
+            return {"error": said or f"status {done.returncode}"}
         found: dict[str, Any] = json.loads(Path(answer.name).read_text())
         return found
 
 
+PLAIN: dict[str, dict[str, Any]] = {}
+"""What vLLM alone has said, by setting."""
+
+
 def compared(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
-    """An exactness case: vLLM alone, then Kangaroo, and the share of tokens on which they agree."""
-    plain = child(case | {"drafting": False}, small=small, seconds=seconds)
+    """An exactness case: vLLM alone, then with drafts, and the share of tokens on which they agree."""
+    alone = case | {"drafting": False, "method": "none"}
+    if (key := json.dumps(alone)) not in PLAIN:
+        PLAIN[key] = child(alone, small=small, seconds=seconds)
+    plain = PLAIN[key]
     if "error" in plain:
         return {"error": f"vLLM alone: {plain['error']}"}
     ours = child(case | {"drafting": True}, small=small, seconds=seconds)
@@ -272,16 +310,19 @@ def table(results: list[dict[str, Any]]) -> None:
         elif case["kind"] == "exact":
             result = f"{found['agreement']:.1%} of tokens are vLLM's"
         else:
+            speeds = [f"{v} tokens/s at {k}" for k, v in found["tokens_per_second"].items()]
             memory = found["peak_memory_gib"]
-            result = f"{found['tokens_per_second']} tokens/s" + (
-                f", {memory} GiB" if memory else ""
-            )
+            result = ", ".join([*speeds, *([f"{memory} GiB"] if memory else [])])
         shown.add_row(case["kind"], case["runner"], setting, result)
     Console().print(shown)
 
 
-def main() -> int:
-    """Check; the exit status is 1 if a case failed, or float32 tokens differ."""
+def main(given: list[str] | None = None) -> int:
+    """Check; the exit status is 1 if a case failed, or float32 tokens differ.
+
+    Args:
+        given: the command line's arguments, if not those of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="gpu_check.json", help="where the figures go")
     parser.add_argument(
@@ -292,7 +333,7 @@ def main() -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.case:
         found = run_case(json.loads(arguments.case), small=arguments.small)
         Path(arguments.answer).write_text(json.dumps(found))

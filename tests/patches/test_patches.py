@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patches.trees import PATCHES, apply, files_of, installed_release, touched
+from tests.patches.trees import PATCHES, apply, copied, files_of, installed_release, touched
 
 FILES = sorted(PATCHES.glob("vllm-*/*.patch"))
 INSTALLED = sorted((PATCHES / f"vllm-{installed_release()}").glob("*.patch"))
@@ -28,6 +28,16 @@ def test_a_patch_says_why(patch: Path) -> None:
         assert word in head, word
     assert rest.startswith("diff --git a/vllm/")
     assert len(rest.splitlines()) < 100
+
+
+def test_all_apply_one_after_another(tmp_path: Path) -> None:
+    for patch in INSTALLED:
+        for name in files_of(patch):
+            if not (tmp_path / name).exists():
+                copied(name, tmp_path)
+    for patch in INSTALLED:
+        done = apply(patch, tmp_path)
+        assert done.returncode == 0, (patch.name, done.stderr)
 
 
 @pytest.mark.parametrize("patch", INSTALLED, ids=lambda file: file.stem)

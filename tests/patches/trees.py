@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.version import Version
@@ -37,9 +38,14 @@ def files_of(patch: Path) -> list[str]:
 def touched(patch: Path, place: Path) -> None:
     """Copies of the files that a patch changes, below ``place``."""
     for name in files_of(patch):
-        target = place / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(sources().parent / name, target)
+        copied(name, place)
+
+
+def copied(name: str, place: Path) -> None:
+    """A copy of one of vLLM's files below ``place``."""
+    target = place / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(sources().parent / name, target)
 
 
 def apply(patch: Path, place: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -49,14 +55,15 @@ def apply(patch: Path, place: Path, *options: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
 
 
-def patched(patch: Path, place: Path) -> None:
-    """A whole vLLM below ``place`` with the patch in it: links to the installed one, but for what is changed."""
+def patched(patches: Sequence[Path], place: Path) -> None:
+    """A whole vLLM below ``place`` with the patches in it: links to the installed one, but for what is changed."""
     shutil.copytree(sources(), place / "vllm", copy_function=_link, ignore=_compiled)
-    for name in files_of(patch):
+    for name in {name for patch in patches for name in files_of(patch)}:
         (place / name).unlink()
-    touched(patch, place)
-    done = apply(patch, place)
-    assert done.returncode == 0, done.stderr
+        copied(name, place)
+    for patch in patches:
+        done = apply(patch, place)
+        assert done.returncode == 0, done.stderr
 
 
 def _link(source: str, target: str) -> str:

@@ -28,6 +28,8 @@ def as_on_cuda() -> Iterator[None]:
     from vllm.v1.sample.ops import topk_topp_sampler
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler_utils
 
+    from tests.v2 import quick_interpreter
+
     original = CpuPlatform.check_and_update_config.__func__  # type: ignore[attr-defined]
 
     def check(cls: type, vllm_config: object) -> None:
@@ -35,6 +37,7 @@ def as_on_cuda() -> Iterator[None]:
         vllm_config.scheduler_config.async_scheduling = True  # type: ignore[attr-defined]
 
     with pytest.MonkeyPatch.context() as patch:
+        quick_interpreter.install(patch)
         patch.setattr(CpuPlatform, "check_and_update_config", classmethod(check))
         patch.setattr(topk_topp_sampler, "HAS_TRITON", False)
         device_library = SimpleNamespace(log1p=lambda x: tl.log(x + 1.0))

@@ -1,24 +1,72 @@
-"""``scripts/gpu_check.py`` without a GPU: the same cases, small, under the interpreter."""
+"""``scripts/gpu_check.py`` without a GPU: the same cases, small, under the interpreter.
+
+Cases run in the test's process and not in one each, so that vLLM is imported once.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_kangaroo.integration.config import plan
+from vllm_kangaroo.integration.runner_v2.hispec_speculator import HiSpecSpeculator
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
 
 
-def test_exactness_on_the_v2_runner(tmp_path: Path) -> None:
+def loaded() -> Any:
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_case_of_the_v2_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = loaded()
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # What it changes for good in a process of its own.
+    monkeypatch.setattr(HiSpecSpeculator, "agreement", staticmethod(HiSpecSpeculator.agreement))
+    monkeypatch.setattr(plan, "speculative_config", plan.speculative_config)
+    ran: list[dict[str, Any]] = []
+
+    def here(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
+        ran.append(case)
+        found: dict[str, Any] = json.loads(json.dumps(check.run_case(case, small=small)))
+        return found
+
+    monkeypatch.setattr(check, "child", here)
+    monkeypatch.setattr(check, "machine", lambda: {"gpus": [], "doctor": "nothing wrong"})
     out = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPT), "--out", str(out), "--only", "exact", "--runner", "V2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = json.loads(out.read_text())
-    assert found["machine"]["doctor"] == "nothing wrong"
-    (result,) = found["results"]
-    assert result["case"]["runner"] == "V2" and result["case"]["dtype"] == "float32"
-    assert result["found"]["agreement"] == 1.0
-    assert result["found"]["counters"]["verifications"] > 0
-    assert "100.0% of tokens are vLLM's" in done.stdout
+    assert check.main(["--out", str(out), "--runner", "V2", "--minutes", "30"]) == 0
+    said = capsys.readouterr().out
+    results = json.loads(out.read_text())["results"]
+    by_case = {(each["case"]["kind"], each["case"]["method"]): each["found"] for each in results}
+    for method in check.OURS:
+        exact = by_case["exact", method]
+        assert exact["agreement"] == 1.0
+        assert exact["counters"]["verifications"] > 0
+    assert said.count("100.0% of tokens are vLLM's") == len(check.OURS)
+    assert {method for kind, method in by_case if kind == "speed"} == {"none", *check.SPECULATIVE}
+    for (kind, method), found in by_case.items():
+        if kind == "speed":
+            assert set(found["tokens_per_second"]) == {"1", "8"}
+            assert min(found["tokens_per_second"].values()) > 0, method
+    for method in check.OURS:
+        assert by_case["speed", method]["counters"]["proposed"] > 0
+    exact = [case["method"] for case in ran if case["kind"] == "exact"]
+    assert exact == ["none", *check.OURS], "vLLM alone was asked twice"
+
+
+def test_a_case_that_fails_is_told_and_takes_no_other_with_it(tmp_path: Path) -> None:
+    """In processes of their own, of which each ends at once."""
+    check = loaded()
+    case = check.exactness("V2", "kangaroo", "float32", "") | {"drafting": False}
+    found = check.child(case | {"kind": "exact", "dtype": "no such"}, small=True, seconds=120)
+    assert "no such" in found["error"]

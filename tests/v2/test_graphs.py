@@ -28,6 +28,12 @@ ROOM: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_gpu_blocks
 PROMPTS = [chat(question) for question in QUESTIONS[:5]]
 PARAMS = [sampling(max_tokens=16 + 3 * at, ignore_eos=True) for at in range(len(PROMPTS))]
 ADAPTER: dict[str, Any] = {"method": "kangaroo", "model": tiny_adapter(), **OPTIONS}
+TWO_EXITS: dict[str, Any] = {
+    "method": "hispec",
+    "draft_exit_layer": 2,
+    "verify_exit_layer": 4,
+    "num_speculative_tokens": DRAFTS,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,9 +43,9 @@ def emulated() -> Iterator[None]:
         yield
 
 
-def captured(engines: Engines, **changes: Any) -> V2Engine:
+def captured(engines: Engines, drafter: dict[str, Any] = ADAPTER, **changes: Any) -> V2Engine:
     """An engine whose graphs are captured, once; ``changes`` are options of drafting."""
-    engine = engines.get(speculative_config=ADAPTER | changes, **ROOM)
+    engine = engines.get(speculative_config=drafter | changes, **ROOM)
     assert isinstance(engine, V2Engine)
     if not engine.runner.cudagraph_manager.graphs:
         engine.runner.capture_model(profile_only=True)
@@ -56,10 +62,11 @@ def run(engine: V2Engine) -> list[list[int]]:
     return [found for (found,) in tokens_of(engine.generate(PROMPTS, PARAMS))]
 
 
+@pytest.mark.parametrize("drafter", [ADAPTER, TWO_EXITS], ids=lambda each: each["method"])
 def test_every_step_and_every_round_is_a_replay(
-    engines: Engines, expected: list[list[int]], caplog: pytest.LogCaptureFixture
+    engines: Engines, expected: list[list[int]], drafter: dict[str, Any]
 ) -> None:
-    engine = captured(engines)
+    engine = captured(engines, drafter)
     mode = engine.llm.llm_engine.vllm_config.compilation_config.cudagraph_mode
     assert mode.name == "FULL_DECODE_ONLY"
     assert len(engine.runner.cudagraph_manager.graphs) == 3
@@ -71,6 +78,7 @@ def test_every_step_and_every_round_is_a_replay(
     assert counters["drafting_replays"] == counters["draftings"] > 10
     assert counters["padded_rows"] > 0, "no batch was smaller than its graph"
     assert counters["whole_steps"] <= len(PROMPTS)
+    assert (counters["replaced"] > 0) == (drafter is TWO_EXITS)
 
 
 def test_drawn_drafts_are_captured_too(engines: Engines) -> None:

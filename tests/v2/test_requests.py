@@ -16,8 +16,10 @@ from tests.e2e.engines import EXIT_LAYER, Engines, endings, sampling, tokens_of
 from tests.e2e.logprobs import assert_close_logprobs
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode
 from tests.e2e.test_exactness import CASES
+from tests.e2e.test_laps_sd import CLASS as LAPS_SD
+from tests.e2e.test_laps_sd import EAGER
 from tests.e2e.test_structured import ENGINE, KINDS, constrained
-from tests.v2.engines import OPTIONS, SMALL, V2Engine
+from tests.v2.engines import DRAFTS, OPTIONS, SMALL, V2Engine
 from vllm_kangaroo import tiny_adapter, tiny_model
 
 MOST = 12
@@ -67,7 +69,24 @@ DRAFTERS: dict[str, tuple[str, ...]] = {
     "adapter": tuple(REQUESTS),
     "own head": FEW,
     "memory and part of the vocabulary": FEW,
+    "two exits": FEW,
+    "LAPS-SD": ("past the end of text", "all penalties", "several samples", "a long prompt"),
 }
+TWO_EXITS: dict[str, Any] = {
+    "method": "hispec",
+    "draft_exit_layer": EXIT_LAYER,
+    "verify_exit_layer": 2 * EXIT_LAYER,
+    "confidence_threshold": 0.1,
+    "num_speculative_tokens": DRAFTS + 1,  # the last round has room for one draft
+}
+
+
+PAUSING: dict[str, Any] = {
+    "max_num_seqs": 2,
+    "scheduler_cls": LAPS_SD,
+    "additional_config": {"laps_sd": EAGER},
+}
+"""LAPS-SD with queues so narrow that requests pause each other all the time."""
 
 
 def answers(engine: V2Engine, names: tuple[str, ...] = tuple(REQUESTS)) -> dict[str, Any]:
@@ -93,14 +112,25 @@ def found(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Any:
         elif drafter == "memory and part of the vocabulary":
             adapter = make_memory_adapter(tiny_model(), EXIT_LAYER, folder, spread=0.01)
             own = {"exit_layer": None, "model": adapter}
-        engine = engines.kangaroo(options=OPTIONS | own, **SMALL, **ENGINE)
+        elif drafter == "two exits":
+            own = {"exit_layer": None, **TWO_EXITS}
+        more = PAUSING if drafter == "LAPS-SD" else {}
+        engine = engines.kangaroo(options=OPTIONS | own, **(SMALL | more), **ENGINE)
         assert isinstance(engine, V2Engine)
         with engine.drafting() as gain:
             outputs = answers(engine, DRAFTERS[drafter])
+        if more:
+            assert type(engine.core.scheduler).__name__ == "AsyncLapsSdScheduler"
+            assert engine.core.scheduler.pauses > 2, "nothing was paused"
         assert gain.counters["whole_steps"] > 4, "no prompt came in pieces"
+        replaced = gain.counters["replaced"]
+        assert (replaced > 0) == (drafter == "two exits"), "no round had a draft replaced"
+        assert replaced < gain.counters["proposed"], "the exits never agreed"
         if drafter == "adapter":
             assert gain.totals.preempted > 0, "no request was pre-empted"
-        assert gain.counters["proposed"] < 4 * gain.counters["reused"], "nothing stopped drafting"
+        if not more:  # a pause drops drafts
+            lost = "nothing stopped drafting"
+            assert gain.counters["proposed"] < 4 * gain.counters["reused"], lost
         return outputs
 
     return of

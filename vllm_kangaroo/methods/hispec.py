@@ -158,6 +158,7 @@ HISPEC = Method(
     propose="vllm_kangaroo.drafting.hispec:propose",
     choosers={1: DRAFT_EXIT, 2: INTERMEDIATE_VERIFIER},
     drafting_only=frozenset({"tokens_per_round"}),
+    on_v2=True,
     search="vllm_kangaroo.profile.hispec_search",
     plot_colour="C3",
 )

@@ -68,7 +68,6 @@ def test_vllms_own_choice_is_followed(
 
 HISPEC = {"method": "hispec", "exit_layer": None, "draft_exit_layer": 2, "verify_exit_layer": 4}
 V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "hispec": (HISPEC, {}, "method='hispec'"),
     "lookup": ({"lookup": True}, {}, "lookup in speculative_config"),
     "goodput": ({"goodput": True}, {}, "goodput in speculative_config"),
     "tensor parallel": (
@@ -80,15 +79,6 @@ V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         {"parallel": SimpleNamespace(tensor_parallel_size=1, distributed_executor_backend="ray")},
         "distributed_executor_backend='ray'",
-    ),
-    "LAPS-SD": (
-        {},
-        {
-            "args": SimpleNamespace(
-                scheduler_cls="vllm_kangaroo.LapsSdScheduler", worker_extension_cls=""
-            )
-        },
-        "scheduler_cls='vllm_kangaroo.LapsSdScheduler'",
     ),
     "demo": (
         {},
@@ -146,6 +136,7 @@ def test_graphs_of_mixed_steps_are_taken_out_and_that_is_said(
         use_v2_model_runner = True
         num_speculative_tokens = 4
         speculative_config = SimpleNamespace(method="draft_model")
+        scheduler_config = SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64)
         compilation_config = SimpleNamespace(
             cudagraph_mode=CUDAGraphMode[mode], cudagraph_capture_sizes=[1, 2, 4]
         )
@@ -167,6 +158,30 @@ def test_v2_keeps_a_slot_more_for_the_pass_without_a_head() -> None:
     of_v1 = engine_plan.EarlyExitVllmConfig.num_lookahead_tokens.fget
     of_v2 = engine_plan.EarlyExitV2VllmConfig.num_lookahead_tokens.fget
     assert (of_v1(config), of_v2(config)) == (4, 5)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("options", [HISPEC, HISPEC | {"draft_sample_method": "probabilistic"}])
+def test_hispec_is_served_on_both(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    found = plan(**options)
+    assert found.tokens_per_round == 2
+    assert choose(monkeypatch, True, found) and choose(monkeypatch, None, found)
+
+
+def test_laps_sd_schedules_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = SimpleNamespace(scheduler_cls="vllm_kangaroo.LapsSdScheduler", worker_extension_cls="")
+    assert choose(monkeypatch, True, plan(), args=args)
+
+
+def test_a_check_of_all_requests_has_to_fit_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = SimpleNamespace(
+        additional_config={},
+        use_v2_model_runner=True,
+        speculative_config=SimpleNamespace(method="draft_model"),
+        scheduler_config=SimpleNamespace(max_num_seqs=64, max_num_batched_tokens=127),
+        compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[]),
+    )
+    with pytest.raises(OptionError, match="max_num_batched_tokens=127: raise the last"):
+        engine_plan.finish(config, plan(**HISPEC))
 
 
 def test_a_setting_that_is_new_is_not_left_unheeded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,26 @@ from vllm.v1.worker.gpu import model_runner, spec_decode
 
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
 from vllm_kangaroo.integration.register import patching
-from vllm_kangaroo.integration.runner_v2 import speculator, speculators
+from vllm_kangaroo.integration.runner_v2 import hispec_speculator, speculator, speculators
+from vllm_kangaroo.options import EarlyExitPlan
 
 MODULES = (spec_decode, model_runner)
-OURS: Any = SimpleNamespace(additional_config={PLAN_KEY: {}})
+
+
+def planned(method: str, *exits: int, per_round: int | None = None) -> Any:
+    """A config that carries a plan."""
+    plan = EarlyExitPlan(
+        method=method,
+        exits=exits,
+        adapters=(None,) * (len(exits) - 1),
+        num_speculative_tokens=4,
+        confidence_threshold=0.0,
+        tokens_per_round=per_round,
+    )
+    return SimpleNamespace(additional_config={PLAN_KEY: plan.model_dump(mode="json")})
+
+
+OURS: Any = planned("kangaroo", 2, 12)
 THEIRS: Any = SimpleNamespace(
     additional_config={}, speculative_config=SimpleNamespace(method="theirs")
 )
@@ -30,6 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         )  # put back at the end
     monkeypatch.setattr(patching, "_applied", {})  # as in a worker that has just begun
     monkeypatch.setattr(speculator, "KangarooSpeculator", lambda *_: "kangaroo")
+    monkeypatch.setattr(hispec_speculator, "HiSpecSpeculator", lambda *_: "hispec")
     return Counter()
 
 
@@ -61,6 +78,20 @@ def test_each_gets_its_own(module: Any, calls: Counter[str]) -> None:
         additional_config={}, speculative_config=SimpleNamespace(method="late")
     )
     assert module.init_speculator(late, None, None) == "late"
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (planned("hispec", 2, 4, 12, per_round=2), "hispec"),
+        (planned("hispec", 2, 12), "kangaroo"),  # single-layer speculation
+    ],
+)
+def test_an_intermediate_verification_has_a_speculator_of_its_own(
+    calls: Counter[str], config: Any, wanted: str
+) -> None:
+    speculators.install()
+    assert model_runner.init_speculator(config, None, None) == wanted
 
 
 def test_a_registry_makes_wrappers_needless(

@@ -115,7 +115,7 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
         )
     vllm_config.additional_config = additional | {PLAN_KEY: plan.model_dump(mode="json")}
     if is_on_v2(vllm_config):
-        return _finish_v2(vllm_config)
+        return _finish_v2(vllm_config, plan)
     compilation = vllm_config.compilation_config
     if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE) and current_platform.is_cuda():
         logger.warning(
@@ -138,11 +138,19 @@ def finish(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
     return vllm_config
 
 
-def _finish_v2(vllm_config: VllmConfig) -> VllmConfig:
+def _finish_v2(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
     if not vllm_config.use_v2_model_runner:
         raise OptionError(
             "Early-exit drafting was configured for vLLM's V2 model runner, which vLLM does not take for this engine: set "
             "VLLM_USE_V2_MODEL_RUNNER=0."
+        )
+    scheduler = vllm_config.scheduler_config
+    checked = plan.tokens_per_round
+    if checked and scheduler.max_num_seqs * checked > scheduler.max_num_batched_tokens:
+        raise OptionError(
+            f"speculative_config['draft_tokens_per_round']={checked} for max_num_seqs={scheduler.max_num_seqs} are more "
+            f"tokens than max_num_batched_tokens={scheduler.max_num_batched_tokens}: raise the last, or lower one of the "
+            f"first two."
         )
     compilation = vllm_config.compilation_config
     mode = compilation.cudagraph_mode

@@ -94,14 +94,22 @@ def _refuse_under_drafts(params: Any, vllm_config: Any) -> None:
             f"leave it out, or ask a server that drafts nothing.",
             parameter=key,
         ) from error
-    ours = PLAN_KEY in vllm_config.additional_config and not is_on_v2(vllm_config)
-    if params.logprob_token_ids and not ours:
+    if params.logprob_token_ids and not _serves_named_tokens(vllm_config):
         raise RequestError(
             f"logprob_token_ids={params.logprob_token_ids!r} is refused, since vLLM "
             f"{_vllm_version()} does not serve it with drafts of method {vllm_config.speculative_config.method!r}: "
             f"leave it out, or use logprobs.",
             parameter="logprob_token_ids",
         )
+
+
+def _serves_named_tokens(vllm_config: Any) -> bool:
+    """Whether log probabilities of tokens that a request names come with drafts."""
+    if not is_on_v2(vllm_config):
+        return PLAN_KEY in vllm_config.additional_config
+    from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
+
+    return getattr(RejectionSampler, "serves_logprob_token_ids", False)  # see patches/0008
 
 
 def _vllm_version() -> str:

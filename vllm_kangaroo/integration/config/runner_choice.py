@@ -14,7 +14,6 @@ from vllm.logger import init_logger
 from vllm.triton_utils import HAS_TRITON
 
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
-from vllm_kangaroo.integration.laps_sd.settings import is_laps_sd
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import EarlyExitPlan, OptionError
 
@@ -25,7 +24,7 @@ SERVED = frozenset(
         "adapters",
         "num_speculative_tokens",
         "confidence_threshold",
-        "tokens_per_round",  # of HiSpec, which is not served as a whole
+        "tokens_per_round",
         "draft_sample_method",
     }
 )
@@ -73,7 +72,5 @@ def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterato
         yield f"tensor_parallel_size={parallel.tensor_parallel_size}"
     if parallel.distributed_executor_backend == "ray":
         yield "distributed_executor_backend='ray'"
-    if is_laps_sd(args.scheduler_cls):
-        yield f"scheduler_cls={args.scheduler_cls!r}"
     if args.worker_extension_cls == INSPECTION:
         yield "worker_extension_cls of demo and benchmarks"

@@ -76,6 +76,13 @@ class TieredModel:
         """See :class:`vllm_kangaroo.ladder.interfaces.MiddleTier`; ``at`` counts them from 0."""
         return cast(State, self.passes.middle[at](positions, *_padded(state))[0])
 
+    def lower(self, input_ids: Tensor, positions: Tensor) -> State:
+        """All tiers below the last, whose heads absorb what they are to keep."""
+        state = self.bottom(input_ids, positions)
+        for at in range(len(self.passes.middle)):
+            state = self.middle(at, positions, state)
+        return state
+
     def top(self, positions: Tensor, state: State) -> Tensor:
         """See :class:`vllm_kangaroo.ladder.interfaces.TopTier`."""
         return cast(Tensor, self.passes.top(positions, *_padded(state)))

@@ -30,6 +30,16 @@ class Counters:
     """Rounds in which vLLM asked for no drafts."""
     proposed: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     """Drafts that were proposed, counted on the device."""
+    replaced: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    """Those of them that are an intermediate verifier's, in the place of another, counted on the device."""
+
+    @classmethod
+    def on(cls, device: torch.device) -> Counters:
+        """Counters of which those that the device counts are kept there."""
+        return cls(
+            proposed=torch.zeros((), dtype=torch.int64, device=device),
+            replaced=torch.zeros((), dtype=torch.int64, device=device),
+        )
 
     def as_dict(self) -> dict[str, int]:
         """All of them as numbers. Waits for the device."""

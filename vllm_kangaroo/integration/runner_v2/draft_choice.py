@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
-from vllm_kangaroo.integration.passes.exit_head import ExitHead
 from vllm_kangaroo.ladder.store import State
 
 if TYPE_CHECKING:
@@ -17,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class DraftChoice:
-    """One pass of tier 1 and its head, for one token of each request."""
+    """Passes with an exit head, and the token that each request gets from it.
 
-    def __init__(self, speculator: KangarooSpeculator, head: ExitHead) -> None:
+    What is drawn depends on a request's seed, the position and the draft's number. So both exits of HiSpec draw a token by
+    the same random numbers: they agree as often as their distributions do (Daliri et al., arXiv 2408.07978), and what the
+    second draws is a sample of its own distribution whether they agree or not.
+    """
+
+    def __init__(self, speculator: KangarooSpeculator) -> None:
         self._speculator = speculator
-        self._vocabulary = head.vocab_size
         slots, device = speculator.max_num_reqs, speculator.device
         self._forced = torch.zeros(slots + 1, dtype=torch.bool, device=device)
         """By slot: a request whose drafts a grammar may forbid gets the likeliest token, drawn from it alone.
@@ -48,38 +51,74 @@ class DraftChoice:
             self._changed = False
 
     def run(
-        self, offset: int, input_ids: Tensor, positions: Tensor, memory: Tensor | None
+        self,
+        offset: int | Tensor,
+        input_ids: Tensor,
+        positions: Tensor,
+        memory: Tensor | None,
+        slots: Tensor,
     ) -> tuple[State, Tensor, Tensor]:
-        """The ``offset``-th draft of each request.
+        """A draft of each request by tier 1.
 
         Args:
+            offset: the draft's number, one for all or of each, int64 ``[requests]``.
             input_ids: the token before it, ``[requests]``, at ``positions``.
             memory: what the head is told, ``[requests, M]``.
+            slots: of the requests; -1 for a row whose token is not wanted.
 
         Returns:
             Tier 1's states, the tokens and their un-tempered probabilities, ``[requests]`` each.
         """
-        speculator = self._speculator
-        cache = speculator.draft_logits
-        if cache is None:
-            state, tokens, confidence = speculator.tiers.draft(input_ids, positions, memory)
+        tiers = self._speculator.tiers
+        if self._speculator.draft_logits is None:
+            state, tokens, confidence = tiers.draft(input_ids, positions, memory)
             return state, tokens, confidence
-        state, logits = speculator.tiers.draft_logits(input_ids, positions, memory)
-        slots = speculator.idx_mapping[: len(input_ids)]
+        state, logits = tiers.draft_logits(input_ids, positions, memory)
+        tokens = self._drawn(logits, offset, positions, slots)
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
+        return state, tokens, (chosen - logits.logsumexp(dim=-1)).exp()
+
+    def check(
+        self,
+        offset: Tensor,
+        positions: Tensor,
+        state: State,
+        memory: Tensor | None,
+        slots: Tensor,
+    ) -> tuple[State, Tensor]:
+        """Tier 2's own choice in the place of drafts.
+
+        Args:
+            offset: numbers of these drafts, int64 ``[tokens]``.
+            positions: of the tokens before them, ``[tokens]``, whose states of tier 1 are ``[tokens, N]`` a part.
+
+        Returns:
+            Tier 2's states and its tokens, ``[tokens]``.
+        """
+        tiers = self._speculator.tiers
+        if self._speculator.draft_logits is None:
+            found: tuple[State, Tensor] = tiers.verifier(positions, state, memory)
+            return found
+        state, logits = tiers.verifier_logits(positions, state, memory)
+        return state, self._drawn(logits, offset, positions, slots)
+
+    def _drawn(
+        self, logits: Tensor, offset: int | Tensor, positions: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Tokens drawn from float32 ``logits [tokens, V]``, which are kept for the verification."""
+        speculator = self._speculator
         top = logits.argmax(dim=-1, keepdim=True)
         alone = torch.full_like(logits, float("-inf")).scatter_(1, top, 0.0)
-        shown = torch.where(self._forced[slots][:, None], alone, logits)
-        tokens = gumbel_sample(
-            shown,
+        drawn: Tensor = gumbel_sample(
+            torch.where(self._forced[slots][:, None], alone, logits),
             slots,
             speculator.temperature,
             speculator.seeds,
             positions,
             apply_temperature=True,
             is_drafting=True,
-            logits_cache=cache,
-            logits_cache_col=self._columns[offset],
+            logits_cache=speculator.draft_logits,
+            logits_cache_col=self._columns[offset] if isinstance(offset, int) else offset,
             use_fp64=speculator.use_fp64_gumbel,
         )
-        chosen = logits.gather(1, tokens[:, None])[:, 0]
-        return state, tokens, (chosen - logits.logsumexp(dim=-1)).exp()
+        return drawn

@@ -69,8 +69,8 @@ class KeptStates:
         index = self.index[:tokens]
         return tuple(part.index_select(0, index) for part in self.parts)
 
-    def write(self, slots: Tensor, offset: int, state: State) -> None:
-        """Keep the states of one token of each slot: slots ``[requests]``, parts ``[requests, N]``."""
+    def write(self, slots: Tensor, offset: int | Tensor, state: State) -> None:
+        """Keep the states of tokens: slots and offsets ``[tokens]``, or one offset for all; parts ``[tokens, N]``."""
         rows = slots * self.width + offset
         for kept, part in zip(self.parts, state, strict=True):
             kept.index_copy_(0, rows, part)

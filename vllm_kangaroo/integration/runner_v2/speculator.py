@@ -48,7 +48,7 @@ class KangarooSpeculator(DraftModelSpeculator):
         self.plan = plan_of(vllm_config)
         self.req_states = req_states
         slots, drafts = self.max_num_reqs, self.num_speculative_steps
-        self.counters = Counters(proposed=torch.zeros((), dtype=torch.int64, device=device))
+        self.counters = Counters.on(device)
         self.stopped = torch.zeros(slots + 1, drafts, dtype=torch.bool, device=device)
         """By slot: whether draft j was never proposed. The last slot is padding's."""
         self.at = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -88,29 +88,31 @@ class KangarooSpeculator(DraftModelSpeculator):
         config = self.vllm_config
         base = resolve_model_state_cls(config, target_model)
         self.tiers = tiers = tiered.build(target_model, config, self.plan)
-        (head,) = tiers.heads
-        self.model = head
-        self.choice = DraftChoice(self, head)
+        self.model = tiers.heads[0]
+        self.choice = DraftChoice(self)
         with without_kv(target_model, config):
-            like = tiers.ranges[0](*trial_tokens(config), None)
+            ids, positions = trial_tokens(config)
+            like = tiers.ranges[0](ids, positions, None)
+            for between in tiers.ranges[1:-1]:
+                like = between(None, positions, like)
         width = self.num_speculative_steps + 1
         self.kept = KeptStates(like, self.max_num_reqs, width, self.max_num_tokens, self.device)
         if tiers.memory_width:
             self.memory = like[0].new_zeros(self.max_num_reqs, tiers.memory_width)
-        exit_layer, layers = self.plan.exits
+        *exits, last_exit, layers = self.plan.exits
         self.draft_attn_layer_names = {
             name
             for name in get_layers_from_vllm_config(config, AttentionLayerBase)
-            if not exit_layer <= extract_layer_index(name) < layers
+            if not last_exit <= extract_layer_index(name) < layers
         }
         state = state_class(base, self)
         target_model.get_model_state_cls = lambda: state  # type: ignore[assignment]
         target_model.forward = self.climb
         logger.info(
-            "Exit after layer %d of %d, with %s, on the V2 model runner.",
-            exit_layer,
+            "Exits after layers %s of %d, with %s, on the V2 model runner.",
+            ", ".join(map(str, [*exits, last_exit])),
             layers,
-            self.plan.adapters[0] or "the target's own norm and head",
+            ", ".join(each or "the target's own norm and head" for each in self.plan.adapters),
         )
 
     def add_request(self, slot: int, params: Any) -> None:
@@ -157,7 +159,7 @@ class KangarooSpeculator(DraftModelSpeculator):
         self._climbed = True
         if self.upper_only:
             return self.tiers.top(positions, self.kept.read(len(positions)))
-        return self.tiers.top(positions, self.tiers.bottom(input_ids, positions))
+        return self.tiers.top(positions, self.tiers.lower(input_ids, positions))
 
     # Drafting.
 
@@ -166,9 +168,10 @@ class KangarooSpeculator(DraftModelSpeculator):
         full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
         captured = full and self.supports_decode_metadata_update
         mode = CUDAGraphMode.FULL_DECODE_ONLY if captured else CUDAGraphMode.NONE
-        self.manager = SpeculatorCudaGraphManager(
-            self.vllm_config, self.device, mode, decode_query_len=1
-        )
+        self.manager = self._graph_manager(mode)
+
+    def _graph_manager(self, mode: CUDAGraphMode) -> SpeculatorCudaGraphManager:
+        return SpeculatorCudaGraphManager(self.vllm_config, self.device, mode, decode_query_len=1)
 
     def capture(self) -> None:
         """Record a round for each number of requests."""
@@ -222,8 +225,7 @@ class KangarooSpeculator(DraftModelSpeculator):
         self.counters.verification_replays += not self._climbed
         slots = step.idx_mapping_np[:count]
         if num_speculative_tokens == 0:
-            self.kept.note(slots, 0)
-            self.counters.skipped += 1
+            self.skip(step)
             return self.draft_tokens[:count]
         self._begin(step, num_sampled, last_sampled, temperature, seeds)
         if self.memory is not None:
@@ -244,6 +246,14 @@ class KangarooSpeculator(DraftModelSpeculator):
             self._eager_round(step, shape)
         self.kept.note(slots, self.kept.width)
         return self.draft_tokens[:count]
+
+    skips_unwanted_drafts = True
+    """Read by a vLLM with ``patches/0005``, which then calls :meth:`skip` in the place of :meth:`propose`."""
+
+    def skip(self, input_batch: Any) -> None:
+        """A step that wants no drafts: the next verification of its requests has no kept states."""
+        self.kept.note(input_batch.idx_mapping_np[: input_batch.num_reqs], 0)
+        self.counters.skipped += 1
 
     def _begin(
         self,
@@ -313,9 +323,9 @@ class KangarooSpeculator(DraftModelSpeculator):
                 attn_metadata, self.vllm_config, num_tokens=num_tokens, slot_mapping=slot_mappings
             ):
                 if offset == drafts:
-                    self.kept.write(rows, offset, self.tiers.bottom(ids, positions))
+                    self.kept.write(rows, offset, self.tiers.lower(ids, positions))
                     return
-                state, tokens, confidence = self.choice.run(offset, ids, positions, memory)
+                state, tokens, confidence = self.choice.run(offset, ids, positions, memory, slots)
             self.kept.write(rows, offset, state)
             self.draft_tokens[:num_reqs, offset].copy_(tokens)
             self.stopped[:, offset].index_copy_(0, rows, ~going)
@@ -324,11 +334,15 @@ class KangarooSpeculator(DraftModelSpeculator):
             ids.copy_(tokens)
             self.at[:num_reqs].add_(1)
 
-    def _place(self, slots: Tensor, num_reqs: int) -> None:
-        """Positions, lengths and KV slots of the next pass. Nothing is written past the model's length."""
+    def _place(self, slots: Tensor, num_reqs: int, allowed: Tensor | None = None) -> None:
+        """Positions, lengths and KV slots of the next pass. Nothing is written past the model's length.
+
+        Args:
+            allowed: rows that write, bool ``[requests]``; None for all that draft.
+        """
         most = self.vllm_config.model_config.max_model_len
         buffers, at = self.input_buffers, self.at[:num_reqs]
-        writes = self.drafting[:num_reqs] & (at < most)
+        writes = (self.drafting[:num_reqs] if allowed is None else allowed) & (at < most)
         self.writer[:num_reqs].copy_(torch.where(writes, slots, -1))
         positions = buffers.positions[:num_reqs]
         torch.clamp(at, max=most - 1, out=positions)
@@ -354,4 +368,4 @@ class KangarooSpeculator(DraftModelSpeculator):
         ids, positions = self.input_buffers.input_ids[:rows], self.input_buffers.positions[:rows]
         memory = None if self.memory is None else self.memory[:rows]
         with set_forward_context(None, self.vllm_config, num_tokens=rows):
-            self.choice.run(0, ids, positions.zero_(), memory)
+            self.choice.run(0, ids, positions.zero_(), memory, self.idx_mapping[:rows])

@@ -33,9 +33,14 @@ def install() -> None:
 
 
 def _make(vllm_config: Any, device: Any, req_states: Any) -> Any:
+    from vllm_kangaroo.integration.config.plan import plan_of
+    from vllm_kangaroo.integration.runner_v2.hispec_speculator import HiSpecSpeculator
     from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
 
-    return KangarooSpeculator(vllm_config, device, req_states)
+    # Without an intermediate verification HiSpec drafts as Kangaroo does.
+    checks = plan_of(vllm_config).tokens_per_round is not None
+    kind = HiSpecSpeculator if checks else KangarooSpeculator
+    return kind(vllm_config, device, req_states)
 
 
 def _init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:

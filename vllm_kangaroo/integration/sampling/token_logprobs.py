@@ -2,7 +2,7 @@
 
 vLLM 0.32 gathers them from the sampler's own step, of one token a request: with drafts the rejection sampler fails on
 their shape, and without drafts a request beside them that wants the likeliest tokens gets others. Here they are put in
-where the rows of all tokens are gathered.
+where the rows of all tokens are gathered. A vLLM with ``patches/0006`` and ``0007`` does so itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.sample.rejection_sampler import RejectionSampler
 
 Gather = Callable[..., LogprobsTensors]
 
@@ -25,7 +26,7 @@ def gathered(runner: Any) -> Iterator[None]:
     batch, sampler = runner.input_batch, runner.sampler
     metadata = batch.sampling_metadata
     named = metadata.logprob_token_ids
-    if not named:
+    if not named or getattr(RejectionSampler, "serves_logprob_token_ids", False):
         yield
         return
     original: Gather = sampler.gather_logprobs

@@ -204,10 +204,48 @@ SEAMS: tuple[Seam, ...] = (
         why="Records a drafting round for each number of requests.",
         parameters=("capture", "dispatch", "run_fullgraph"),
     ),
+    _overridden(
+        f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager.capture",
+        why="HiSpec's graphs hold passes of two shapes, which want metadata of each.",
+        parameters=(
+            "forward_fn",
+            "model_state",
+            "input_buffers",
+            "block_tables",
+            "attn_groups",
+            "kv_cache_config",
+            "progress_bar_desc",
+        ),
+    ),
+    _called(
+        f"{GPU}.cudagraph_utils:CudaGraphManager.capture",
+        why="Records a graph for each descriptor, of whatever the factory prepares.",
+        parameters=("create_forward_fn", "progress_bar_desc"),
+    ),
+    _called(
+        f"{GPU}.cudagraph_utils:CudaGraphManager",
+        why="What vLLM's manager of drafting graphs derives from.",
+        parameters=("capture",),
+    ),
+    _called(
+        f"{GPU}.cudagraph_utils:prepare_inputs_to_capture",
+        why="Attention metadata of such a pass.",
+        parameters=(
+            "num_reqs",
+            "num_tokens",
+            "model_state",
+            "input_buffers",
+            "block_tables",
+            "attn_groups",
+            "kv_cache_config",
+            "full_cudagraph",
+            "max_query_len",
+        ),
+    ),
     _read(
         f"{GPU}.cudagraph_utils:BatchExecutionDescriptor",
         why="Says whether a step is a graph's replay.",
-        parameters=("cg_mode", "num_reqs"),
+        parameters=("cg_mode", "num_reqs", "num_tokens"),
     ),
     # Runner and worker
     _overridden(

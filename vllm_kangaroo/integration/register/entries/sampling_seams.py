@@ -69,6 +69,10 @@ SEAMS: tuple[Seam, ...] = (
         parameters=("draft_token_ids", "max_spec_len", "num_draft_tokens"),
     ),
     _read(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler",
+        why="Says in a vLLM with our patches that it serves log probabilities of tokens that requests name.",
+    ),
+    _read(
         "vllm.v1.sample.rejection_sampler:PLACEHOLDER_TOKEN_ID",
         why="What stands behind a request's accepted tokens.",
     ),
@@ -101,6 +105,7 @@ SEAMS: tuple[Seam, ...] = (
         ("logprobs", "num_logprobs", "token_ids"),
         process=("worker",),
         until="vLLM's rejection sampler serves logprob_token_ids",
+        instead="vllm.v1.sample.rejection_sampler:RejectionSampler.serves_logprob_token_ids",
     ),
     Seam(
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync",
@@ -108,5 +113,6 @@ SEAMS: tuple[Seam, ...] = (
         "On a CPU it turns back generators that have no offset: those of requests within their prompts are put aside.",
         process=("worker",),
         until="vLLM 0.32 is served no more",
+        instead="vllm.v1.worker.gpu_model_runner:GPUModelRunner._generators_of_dropped_tokens_aside",
     ),
 )
