@@ -144,12 +144,12 @@ def _finish_v2(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
             "Early-exit drafting was configured for vLLM's V2 model runner, which vLLM does not take for this engine: set "
             "VLLM_USE_V2_MODEL_RUNNER=0."
         )
-    scheduler = vllm_config.scheduler_config
+    limits = vllm_config.scheduler_config
     checked = plan.tokens_per_round
-    if checked and scheduler.max_num_seqs * checked > scheduler.max_num_batched_tokens:
+    if checked and limits.max_num_seqs * checked > limits.max_num_batched_tokens:
         raise OptionError(
-            f"speculative_config['draft_tokens_per_round']={checked} for max_num_seqs={scheduler.max_num_seqs} are more "
-            f"tokens than max_num_batched_tokens={scheduler.max_num_batched_tokens}: raise the last, or lower one of the "
+            f"speculative_config['draft_tokens_per_round']={checked} for max_num_seqs={limits.max_num_seqs} are more "
+            f"tokens than max_num_batched_tokens={limits.max_num_batched_tokens}: raise the last, or lower one of the "
             f"first two."
         )
     compilation = vllm_config.compilation_config

@@ -86,7 +86,7 @@ class HiSpecSpeculator(KangarooSpeculator):
         drafts, buffers = self.num_speculative_steps, self.input_buffers
         slots = self.idx_mapping[:num_reqs]
         drafting, checking = attn_metadata or (None, None)
-        batch = Batch(
+        members = Batch(
             num_reqs,
             slots,
             torch.where(slots < 0, self.kept.padding_slot, slots),
@@ -98,14 +98,14 @@ class HiSpecSpeculator(KangarooSpeculator):
             eager,
         )
         newest = buffers.input_ids[:num_reqs]
-        filled = torch.zeros_like(batch.start)
+        filled = torch.zeros_like(members.start)
         gathered = newest.new_zeros(num_reqs, drafts + self.per_round)
         for _ in range(self.rounds):
             most = self.vllm_config.model_config.max_model_len
             active = self.drafting[:num_reqs] & (filled < drafts)
-            active &= batch.start + filled + self.per_round <= most
-            states, tokens, alive = self._drafts(batch, newest, filled, active)
-            own = self._check(batch, states, filled, active).view(num_reqs, -1)
+            active &= members.start + filled + self.per_round <= most
+            states, tokens, alive = self._drafts(members, newest, filled, active)
+            own = self._check(members, states, filled, active).view(num_reqs, -1)
             same = (alive & self.agreement(own, tokens)).long().cumprod(dim=1).sum(dim=1)
             # Where they agree the verifier's tokens are the drafts; the one after them is its own.
             gained = torch.minimum(same + 1, alive.sum(dim=1))
@@ -115,17 +115,17 @@ class HiSpecSpeculator(KangarooSpeculator):
             last = own.gather(1, (gained - 1).clamp(min=0)[:, None])[:, 0]
             newest.copy_(torch.where(gained > 0, last.to(newest.dtype), newest))
             filled = filled + gained
-        self.at[:num_reqs].copy_(batch.start + filled)
+        self.at[:num_reqs].copy_(members.start + filled)
         self._place(slots, num_reqs)
-        with self._context(batch, self._drafting_metadata(batch)):
+        with self._context(members, self._drafting_metadata(members)):
             state = self.tiers.lower(newest, buffers.positions[:num_reqs])
-        self.kept.write(batch.rows, filled, state)
+        self.kept.write(members.rows, filled, state)
         self.draft_tokens[:num_reqs].copy_(gathered[:, :drafts])
-        self.stopped.index_copy_(0, batch.rows, self.numbers >= filled[:, None])
+        self.stopped.index_copy_(0, members.rows, self.numbers >= filled[:, None])
         self.counters.proposed.add_(filled.sum())
 
     def _drafts(
-        self, batch: Batch, newest: Tensor, filled: Tensor, active: Tensor
+        self, members: Batch, newest: Tensor, filled: Tensor, active: Tensor
     ) -> tuple[list[tuple[Tensor, ...]], Tensor, Tensor]:
         """A round's passes of tier 1: states by draft, tokens and which of them count, ``[R, N_d]`` each."""
         states, tokens, alive = [], [], []
@@ -133,14 +133,14 @@ class HiSpecSpeculator(KangarooSpeculator):
         for step in range(self.per_round):
             number = filled + step
             room = active & (number < self.num_speculative_steps)
-            self.at[: batch.requests].copy_(batch.start + number)
-            self._place(batch.slots, batch.requests, room)
-            positions = self.input_buffers.positions[: batch.requests]
-            wanted = torch.where(room, batch.slots, PAD)
+            self.at[: members.requests].copy_(members.start + number)
+            self._place(members.slots, members.requests, room)
+            positions = self.input_buffers.positions[: members.requests]
+            wanted = torch.where(room, members.slots, PAD)
             number = number.clamp(max=self.num_speculative_steps - 1)
-            with self._context(batch, self._drafting_metadata(batch)):
+            with self._context(members, self._drafting_metadata(members)):
                 state, found, confidence = self.choice.run(
-                    number, ids, positions, batch.memory, wanted
+                    number, ids, positions, members.memory, wanted
                 )
             going = going & room
             states.append(state)
@@ -151,32 +151,32 @@ class HiSpecSpeculator(KangarooSpeculator):
         return states, torch.stack(tokens, dim=1), torch.stack(alive, dim=1)
 
     def _check(
-        self, batch: Batch, states: list[tuple[Tensor, ...]], filled: Tensor, active: Tensor
+        self, members: Batch, states: list[tuple[Tensor, ...]], filled: Tensor, active: Tensor
     ) -> Tensor:
         """One pass of tier 2 over a round's tokens; what it would have drafted, ``[R * N_d]``."""
         width, buffers = self.per_round, self.input_buffers
         most = self.vllm_config.model_config.max_model_len
         # Requests without room for a round lie where they may, and write nothing.
-        begin = (batch.start + filled).clamp(max=most - width)
+        begin = (members.start + filled).clamp(max=most - width)
         number = (filled[:, None] + self.steps).view(-1)
         room = active.repeat_interleave(width) & (number < self.num_speculative_steps)
-        tokens = batch.requests * width
+        tokens = members.requests * width
         positions = buffers.positions[:tokens]
         positions.copy_((begin[:, None] + self.steps).view(-1))
-        buffers.seq_lens[: batch.requests].copy_(begin + width)
+        buffers.seq_lens[: members.requests].copy_(begin + width)
         starts = buffers.query_start_loc
         starts.mul_(width)
-        self.writer[: batch.requests].copy_(torch.where(active, batch.slots, PAD))
+        self.writer[: members.requests].copy_(torch.where(active, members.slots, PAD))
         mapped = self.block_tables.compute_slot_mappings(
-            self.writer[: batch.requests], starts[: batch.requests + 1], positions, tokens
+            self.writer[: members.requests], starts[: members.requests + 1], positions, tokens
         )
         mapped.masked_fill_(~room, PAD)
-        wanted = torch.where(room, batch.slots.repeat_interleave(width), PAD)
-        memory = None if batch.memory is None else batch.memory.repeat_interleave(width, dim=0)
+        wanted = torch.where(room, members.slots.repeat_interleave(width), PAD)
+        memory = None if members.memory is None else members.memory.repeat_interleave(width, dim=0)
         state = tuple(
             torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*states, strict=True)
         )
-        with self._context(batch, self._checking_metadata(batch), width):
+        with self._context(members, self._checking_metadata(members), width):
             state, own = self.choice.check(
                 number.clamp(max=self.num_speculative_steps - 1), positions, state, memory, wanted
             )
@@ -185,28 +185,28 @@ class HiSpecSpeculator(KangarooSpeculator):
         self.kept.write(kept, number.clamp(max=self.num_speculative_steps), state)
         return own.long()
 
-    def _drafting_metadata(self, batch: Batch) -> Any:
-        if batch.eager is not None:
-            return self._metadata(*batch.eager, self.num_speculative_steps + self.per_round)
-        self._update_draft_decode_metadata(batch.drafting, batch.requests)
-        return batch.drafting
+    def _drafting_metadata(self, members: Batch) -> Any:
+        if members.eager is not None:
+            return self._metadata(*members.eager, self.num_speculative_steps + self.per_round)
+        self._update_draft_decode_metadata(members.drafting, members.requests)
+        return members.drafting
 
-    def _checking_metadata(self, batch: Batch) -> Any:
-        if batch.eager is not None:
-            step, shape = batch.eager
+    def _checking_metadata(self, members: Batch) -> Any:
+        if members.eager is not None:
+            step, shape = members.eager
             return self._build_uniform_attn_metadata(
-                batch_desc=replace(shape, num_tokens=batch.requests * self.per_round),
-                num_reqs=batch.requests,
+                batch_desc=replace(shape, num_tokens=members.requests * self.per_round),
+                num_reqs=members.requests,
                 num_query_per_req=self.per_round,
                 seq_lens_cpu_upper_bound=step.seq_lens_cpu_upper_bound,
                 step=self.num_speculative_steps + self.per_round,
             )
-        self._update_draft_decode_metadata(batch.checking, batch.requests)
-        return batch.checking
+        self._update_draft_decode_metadata(members.checking, members.requests)
+        return members.checking
 
-    def _context(self, batch: Batch, metadata: Any, width: int = 1) -> Any:
-        tokens = batch.requests * width
-        by_layer = batch.by_layer
+    def _context(self, members: Batch, metadata: Any, width: int = 1) -> Any:
+        tokens = members.requests * width
+        by_layer = members.by_layer
         if width > 1:
             slots = self.block_tables.slot_mappings[:, :tokens]
             by_layer = build_slot_mappings_by_layer(slots, self.kv_cache_config)

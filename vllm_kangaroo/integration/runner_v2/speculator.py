@@ -250,9 +250,9 @@ class KangarooSpeculator(DraftModelSpeculator):
     skips_unwanted_drafts = True
     """Read by a vLLM with ``patches/0005``, which then calls :meth:`skip` in the place of :meth:`propose`."""
 
-    def skip(self, input_batch: Any) -> None:
+    def skip(self, step: Any) -> None:
         """A step that wants no drafts: the next verification of its requests has no kept states."""
-        self.kept.note(input_batch.idx_mapping_np[: input_batch.num_reqs], 0)
+        self.kept.note(step.idx_mapping_np[: step.num_reqs], 0)
         self.counters.skipped += 1
 
     def _begin(
