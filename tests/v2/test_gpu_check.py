@@ -5,6 +5,7 @@ Cases run in the test's process and not in one each, so that vLLM is imported on
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_every_case_of_the_v2_runner(
     def here(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
         ran.append(case)
         found: dict[str, Any] = json.loads(json.dumps(check.run_case(case, small=small)))
+        gc.collect()  # the engine's KV cache
         return found
 
     monkeypatch.setattr(check, "child", here)
