@@ -21,6 +21,7 @@ import httpx
 START_S = 600.0
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = str(Path(sys.executable).parent / "vllm")
+OURS = str(Path(sys.executable).parent / "vllm-kangaroo")
 
 
 def environment(alias: Path) -> dict[str, str]:
@@ -89,11 +90,17 @@ class Server:
         return found["vllm:num_requests_running"] + found["vllm:num_requests_waiting"] == 0
 
 
-def start(arguments: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start ``vllm serve`` in a process group of its own; stdout and stderr go to ``log``."""
+def start(
+    arguments: list[str], env: dict[str, str], log: Path, command: str = VLLM
+) -> subprocess.Popen[bytes]:
+    """Start ``vllm serve`` in a process group of its own; stdout and stderr go to ``log``.
+
+    Args:
+        command: another than ``vllm`` that has a ``serve``.
+    """
     with log.open("wb") as out:
         return subprocess.Popen(
-            [VLLM, "serve", *arguments],
+            [command, "serve", *arguments],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=out,

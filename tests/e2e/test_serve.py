@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
+import psutil
 import pytest
 
+from tests.e2e import dashboard
 from tests.e2e.serving import (
+    OURS,
     Server,
     environment,
     free_port,
@@ -126,7 +132,7 @@ def server(
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     process = start(
         [
-            tiny_model(),
+            *("demo", "--model", "tiny"),
             *SHAPE,
             *("--speculative-model", "kangaroo", "--num-speculative-tokens", "4"),
             *("--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"),
@@ -134,6 +140,7 @@ def server(
         ],
         env,
         log,
+        OURS,
     )
     request.getfixturevalue("plain")  # while it starts
     with serving(process, port, log) as up:
@@ -164,6 +171,16 @@ def long_stream(client: openai.OpenAI, **options: Any) -> Any:
 
 def text_of(stream: Any) -> str:
     return "".join(chunk.choices[0].text for chunk in stream)
+
+
+def test_the_command_line_was_printed_and_is_what_runs(server: Server, env: dict[str, str]) -> None:
+    """`vllm-kangaroo serve demo` becomes the `vllm serve` whose line its log begins with."""
+    line = shlex.split(server.log.read_text().splitlines()[0])
+    site = Path(env["PYTHONPATH"].partition(os.pathsep)[0])
+    assert line[:3] == ["vllm", "serve", str(site / "vllm_kangaroo" / "demo" / "model")]
+    assert line[-2:] == ["--served-model-name", "demo"]
+    running = psutil.Process(server.process.pid).cmdline()
+    assert running[-len(line) + 1 :] == line[1:]
 
 
 def test_completions_at_once_have_the_text_of_vllm_alone(
@@ -387,6 +404,30 @@ def test_a_client_that_leaves_hurts_nobody(
     produced = server.metrics()["vllm:generation_tokens_total"] - before
     # However late a busy server notices that one left, most of its answers are still to be written.
     assert produced < 3 * LEFT * (MODEL_LENGTH - 40) / 2
+
+
+def test_the_dashboard_asks_for_what_the_server_has(server: Server) -> None:
+    text = httpx.get(f"{server.url}/metrics").text
+    known = dashboard.series(text) | dashboard.of_goodput()
+    asked = dashboard.asked_for()
+    assert len(asked) > 20
+    assert asked <= known.keys(), sorted(asked - known.keys())
+    for name, labels in dashboard.labels_asked_for().items():
+        assert labels <= known[name], f"{name} has the labels {sorted(known[name])}"
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus server is installed")
+def test_prometheus_answers_the_dashboards_queries(
+    server: Server, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    with dashboard.prometheus(server.url, tmp_path) as ask:
+        for _ in range(4):  # scraped each second
+            for prompt in PROMPTS:
+                complete(client, prompt)
+        for title, query in dashboard.queries():
+            found = ask(query)
+            if "goodput_" not in query:
+                assert found, f"{title}: {query} has no answer"
 
 
 @pytest.mark.parametrize(
