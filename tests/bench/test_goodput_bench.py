@@ -103,7 +103,7 @@ def test_rates_are_told_by_latency() -> None:
     assert table is not None
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert (cells["rate"], cells[TABLE], cells[CONTROLLED]) == (["50%"], ["0.80x"], ["0.50x"])
-    assert cells["tokens/s"] == ["2.00x"]
+    assert cells["its tokens/s"] == ["2.00x"]
     assert rate_table(result().model_copy(update={"rates": []})) is None
 
 

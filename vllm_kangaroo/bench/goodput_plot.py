@@ -40,7 +40,8 @@ def draw(result: GoodputBench, path: Path) -> None:
     if result.rates:
         rates = [one.rate for one in result.rates]
         _row(panels[1], rates, result.rates, f"request rate, over {PLAIN}'s capacity")
-    panels[0][0].legend(fontsize=8)
+    for row in panels:
+        row[0].legend(fontsize=8)
     setup = result.setup
     figure.suptitle(
         f"{setup.model}, {setup.dtype}, {setup.mode}, {setup.max_tokens} tokens a request, "

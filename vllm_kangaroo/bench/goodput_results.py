@@ -136,7 +136,7 @@ def rate_table(result: GoodputBench) -> Table | None:
         title=f"mean latency over vLLM alone, whose capacity is {result.capacity:.2f} requests a second"
     )
     names = [name for name in result.rates[0].ways if name not in (PLAIN, CONTROLLED)]
-    for column in ("rate", PLAIN, *names, CONTROLLED, "tokens/s"):
+    for column in ("rate", PLAIN, *names, CONTROLLED, "its tokens/s"):
         table.add_column(column, justify="right")
     for one in result.rates:
         latencies = Spread.of(one.ways[PLAIN].latencies)
