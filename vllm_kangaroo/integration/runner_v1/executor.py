@@ -9,6 +9,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from vllm_kangaroo.integration.goodput import figures
 from vllm_kangaroo.integration.goodput.metrics import weighs_drafts
+from vllm_kangaroo.integration.passes import sessions
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -24,6 +25,7 @@ class EarlyExitExecutor(MultiprocExecutor):
     _output: Any = None
 
     def _init_executor(self) -> None:
+        sessions.install()
         if weighs_drafts(self.vllm_config):
             figures.install()
         super()._init_executor()

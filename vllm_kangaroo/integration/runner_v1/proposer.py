@@ -22,7 +22,7 @@ from vllm_kangaroo.integration.goodput.build import build as build_goodput
 from vllm_kangaroo.integration.goodput.control import GoodputControl
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.integration.passes import model as tiered
-from vllm_kangaroo.integration.passes import warm_up
+from vllm_kangaroo.integration.passes import sessions, warm_up
 from vllm_kangaroo.integration.passes.attention import PagedAttention
 from vllm_kangaroo.integration.passes.model import TieredModel
 from vllm_kangaroo.integration.passes.runner_view import RunnerView
@@ -43,6 +43,7 @@ class EarlyExitProposer:
     """Cuts the target into tiers when it is loaded; drafts and verifies over them for the runner."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
+        sessions.install()  # the scheduler is in this process, or in that of our executor
         self.vllm_config = vllm_config
         self.plan = plan_of(vllm_config)
         self._propose = METHODS[self.plan.method].load_propose()

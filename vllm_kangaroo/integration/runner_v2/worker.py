@@ -9,6 +9,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
+from vllm_kangaroo.integration.passes import sessions
 from vllm_kangaroo.integration.runner_v2 import speculators
 from vllm_kangaroo.integration.runner_v2.runner import (
     EarlyExitV2CPUModelRunner,
@@ -47,6 +48,7 @@ class EarlyExitV2CPUWorker(EarlyExitV2WorkerMixin, CPUWorker):
     def init_device(self) -> None:
         """Let vLLM build its runner, and adopt it."""
         speculators.install()
+        sessions.install()
         super().init_device()
         self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitV2CPUModelRunner)
 
@@ -57,5 +59,6 @@ class EarlyExitV2GPUWorker(EarlyExitV2WorkerMixin, GPUWorker):
     def init_device(self) -> None:
         """Let vLLM build its runner, and adopt it."""
         speculators.install()
+        sessions.install()
         super().init_device()
         self.model_runner = adopt(self.model_runner, GPUModelRunner, EarlyExitV2GPUModelRunner)

@@ -11,6 +11,14 @@ _called = partial(Seam, how="called", process=("worker",), until=STAYS)
 _read = partial(Seam, how="read", process=("worker",), until=STAYS)
 
 SEAMS: tuple[Seam, ...] = (
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request",
+        "wrapped",
+        "A turn of a session that ends amid accepted drafts goes on from its last token but one, as without drafts.",
+        ("request",),
+        process=("engine core",),
+        until="vLLM takes drafts behind a turn's end for not computed",
+    ),
     # Layer ranges
     _called(
         "vllm.model_executor.models.interfaces:supports_pp",
