@@ -46,6 +46,46 @@ def test_each_prompt_by_itself_has_its_own_time() -> None:
         assert [output.token_ids[0] for output in one["plain"].outputs] == [10, 20, 30]
 
 
+def test_engines_take_turns_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "PROMPTS_A_TURN", 2)
+    clock, order, told = FakeClock(), [], []
+    engines = {name: FakeEngine(clock, 2) for name in ("a", "b")}
+    whole = rounds.run_pass
+
+    def run_pass(llm: Any, prompts: Any, *rest: Any, **more: Any) -> Any:
+        order.append((next(n for n, e in engines.items() if e is llm), [p[0] for p in prompts]))
+        return whole(llm, prompts, *rest, **more)
+
+    monkeypatch.setattr(rounds, "run_pass", run_pass)
+    found = rounds.run_alternating(
+        engines,
+        PROMPTS,
+        None,
+        2,
+        together=False,
+        told=lambda name, at, output: told.append((name, at, output.token_ids[0])),
+        clock=clock,
+    )
+    first, second = [10, 20], [30]
+    assert order == [
+        *[("a", first), ("b", first), ("b", second), ("a", second)],
+        *[("b", first), ("a", first), ("a", second), ("b", second)],
+    ]
+    assert told == [
+        ("a", 0, 10),
+        ("a", 1, 20),
+        ("b", 0, 10),
+        ("b", 1, 20),
+        ("b", 2, 30),
+        ("a", 2, 30),
+    ]
+    for one in found:
+        for name in engines:
+            assert [output.token_ids[0] for output in one[name].outputs] == [10, 20, 30]
+            assert one[name].speeds is not None
+            assert one[name].total == sum(one[name].speeds, rounds.Speed())
+
+
 def test_prompts_together_share_their_time() -> None:
     answered: list[int] = []
     _, _, found = run(True, advance=answered.append)

@@ -81,7 +81,7 @@ class Comparison(BaseModel):
 
 
 def compare(options: CompareOptions, console: Console) -> Comparison:
-    """Start all engines, then generate for all prompts on each, in turns: A B C, C B A, ..."""
+    """Start all engines, then generate for all prompts on each, in turns of a few: A B C, C B A, ..."""
     settings, configs = options.settings(), options.configs()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
     wanted: dict[str, dict[str, Any] | None] = {PLAIN: None, **configs}

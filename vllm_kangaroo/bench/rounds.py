@@ -15,6 +15,8 @@ WARM_UP_TOKENS = 16
 # A worker of vLLM's polls its queue for a second after its last step, on the cores that the other
 # engine is about to use.
 SETTLE_SECONDS = 1.5
+# Few enough that what else a machine does, and how fast it is just now, changes little while the engines take turns.
+PROMPTS_A_TURN = 4
 
 
 @dataclass(slots=True)
@@ -25,6 +27,13 @@ class Pass:
     speeds: list[Speed] | None
     """Of each prompt by itself; None where they shared a batch."""
     total: Speed
+
+    def __add__(self, other: Pass) -> Pass:
+        """Of the prompts of both, each by itself."""
+        assert self.speeds is not None and other.speeds is not None
+        return Pass(
+            self.outputs + other.outputs, self.speeds + other.speeds, self.total + other.total
+        )
 
 
 @dataclass(slots=True)
@@ -74,6 +83,12 @@ def run_pass(
     return Pass(outputs, speeds, sum(speeds, Speed()))
 
 
+def _tell(
+    told: Callable[[str, int, Generation], None], name: str, first: int, at: int, output: Generation
+) -> None:
+    told(name, first + at, output)
+
+
 def _speed(outputs: Sequence[Generation], seconds: float) -> Speed:
     decoding = [output.decoding() for output in outputs]
     return Speed(
@@ -96,7 +111,9 @@ def run_alternating(
     advance: Callable[[int], None] = lambda answers: None,
     clock: Clock = perf_counter,
 ) -> list[dict[str, Pass]]:
-    """Run every prompt on each engine, ``rounds`` times; every second round goes through them backwards.
+    """Run every prompt on each engine, ``rounds`` times, :data:`PROMPTS_A_TURN` at a time: A B, B A, A B, ...
+
+    Prompts that share a batch are one turn. Every second round begins with the last engine.
 
     Args:
         engines: warm engines by name.
@@ -106,21 +123,24 @@ def run_alternating(
         advance: see :func:`run_pass`.
     """
     found = []
+    size = max(1, len(prompts)) if together else PROMPTS_A_TURN
     for number in range(rounds):
-        passes = {}
-        for name in list(engines)[:: -1 if number % 2 else 1]:
-            if len(engines) > 1:
-                sleep(SETTLE_SECONDS)
-            callbacks = {} if number else {"told": partial(told, name)}
-            passes[name] = run_pass(
-                engines[name],
-                prompts,
-                params,
-                together=together,
-                advance=advance,
-                clock=clock,
-                **callbacks,
-            )
+        passes: dict[str, Pass] = {}
+        for turn, first in enumerate(range(0, len(prompts), size)):
+            for name in list(engines)[:: -1 if (number + turn) % 2 else 1]:
+                if len(engines) > 1:
+                    sleep(SETTLE_SECONDS)
+                callbacks = {} if number else {"told": partial(_tell, told, name, first)}
+                part = run_pass(
+                    engines[name],
+                    prompts[first : first + size],
+                    params,
+                    together=together,
+                    advance=advance,
+                    clock=clock,
+                    **callbacks,
+                )
+                passes[name] = passes[name] + part if name in passes else part
         found.append(passes)
         done(passes)
     return found
