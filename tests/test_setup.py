@@ -217,9 +217,12 @@ def test_no_network(clone: Clone):
     assert "could not reach its package index" in said
 
 
-def test_index_without_the_cpu_build_of_torch(clone: Clone):
+@pytest.mark.parametrize("constrained", [False, True])
+def test_index_without_the_cpu_build_of_torch(clone: Clone, constrained: bool, tmp_path: Path):
     next(clone.wheels.glob("torch*")).unlink()
-    said = clone.refusal()
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("torch<=9\n" if constrained else "")
+    said = clone.refusal(PIP_CONSTRAINT=str(constraints))
     assert "torch==2.0+cpu" in said
     assert "PIP_EXTRA_INDEX_URL" in said
     assert "PIP_FIND_LINKS" in said

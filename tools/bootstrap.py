@@ -76,7 +76,10 @@ def explain(output: str) -> str:
             f"The file that pip found for {other.group(1) if other else 'a package'} is not the one "
             "that requirements/*.lock pins by its hash: use an index that carries the published file."
         )
-    missing = re.search(r"No matching distribution found for (\S+)", output)
+    # Where pip is given constraints, it speaks of a conflict instead.
+    missing = re.search(r"No matching distribution found for (\S+)", output) or re.search(
+        r"Cannot install (torch==\S+) because", output
+    )
     if missing and missing.group(1).startswith("torch=="):
         return (
             f"pip found no {missing.group(1)}: point it at an index that carries PyTorch's CPU "

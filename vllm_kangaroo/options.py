@@ -153,8 +153,8 @@ def check_layer(key: str, layer: int, target: TargetShape, *, most: int) -> None
 
 def check_adapter(
     key: str, directory: Path, target: TargetShape, layer_key: str, layer: int | None
-) -> int:
-    """Check an adapter against the target and an exit layer set beside it; returns the adapter's exit layer.
+) -> AdapterConfig:
+    """Check an adapter against the target and an exit layer set beside it; returns its config.
 
     Raises:
         OptionError: if it is missing, torn, or made for another model or exit.
@@ -194,16 +194,16 @@ def check_adapter(
             f"speculative_config[{layer_key!r}]={layer} contradicts the adapter {str(directory)!r}, which was trained "
             f"at exit layer {config.exit_layer}: leave {layer_key!r} out, or choose an adapter of that exit."
         )
-    return config.exit_layer
+    return config
 
 
-def threshold_of(adapter: str | None, probability: float) -> float:
+def threshold_of(adapter: AdapterConfig | None, probability: float) -> float:
     """The confidence of a draft exit's head whose drafts are right with a probability, by its adapter's calibration.
 
     Args:
-        adapter: directory of one that was checked; None, and adapters without a calibration, are taken at their word.
+        adapter: None, and adapters without a calibration, are taken at their word.
     """
-    calibration = None if adapter is None else AdapterConfig.load(adapter).calibration
+    calibration = None if adapter is None else adapter.calibration
     return probability if calibration is None else calibration.confidence(probability)
 
 

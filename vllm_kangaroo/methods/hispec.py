@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.drafting import lookup_options
 from vllm_kangaroo.drafting.lookup_options import LookupSetting
 from vllm_kangaroo.goodput import goodput_options
@@ -83,17 +84,17 @@ class HiSpecOptions(MethodOptions):
             OptionError: if the exits are out of order or range, N_d exceeds N_i, or an adapter does not fit.
         """
         layers = target.num_hidden_layers
-        draft = self._exit("draft", max(1, layers // 8), target)
+        draft, adapter = self._exit("draft", max(1, layers // 8), target)
         if not self.intermediate_verification:
             self._refuse_intermediate_settings()
-            return self._plan((draft, layers), (self.draft_adapter,), None)
+            return self._plan((draft, layers), (self.draft_adapter,), None, adapter)
         if draft == layers - 1:
             raise OptionError(
                 f"speculative_config['draft_exit_layer']={draft} leaves no layer for an intermediate exit below the "
                 f"{layers} layers of {target.name}: choose an earlier draft exit, or set 'intermediate_verification' "
                 f"to false."
             )
-        verify = self._exit("verify", max(draft + 1, layers // 4), target)
+        verify, _ = self._exit("verify", max(draft + 1, layers // 4), target)
         if draft >= verify:
             raise OptionError(
                 f"speculative_config['draft_exit_layer']={draft} is not below verify_exit_layer={verify}: choose exits "
@@ -111,6 +112,7 @@ class HiSpecOptions(MethodOptions):
             (draft, verify, layers),
             (self.draft_adapter, self.verify_adapter),
             per_round,
+            adapter,
         )
 
     def _refuse_intermediate_settings(self) -> None:
@@ -121,19 +123,25 @@ class HiSpecOptions(MethodOptions):
                     f"False: leave one of the two out."
                 )
 
-    def _exit(self, which: str, default: int, target: TargetShape) -> int:
-        key, adapter = f"{which}_exit_layer", getattr(self, f"{which}_adapter")
+    def _exit(
+        self, which: str, default: int, target: TargetShape
+    ) -> tuple[int, AdapterConfig | None]:
+        key, path = f"{which}_exit_layer", getattr(self, f"{which}_adapter")
         layer: int | None = getattr(self, key)
-        if adapter is not None:
-            layer = check_adapter(
-                f"{which}_adapter", Path(adapter).expanduser(), target, key, layer
-            )
+        if path is not None:
+            directory = Path(path).expanduser()
+            adapter = check_adapter(f"{which}_adapter", directory, target, key, layer)
+            return adapter.exit_layer, adapter
         layer = default if layer is None else layer
         check_layer(key, layer, target, most=target.num_hidden_layers - 1)
-        return layer
+        return layer, None
 
     def _plan(
-        self, exits: tuple[int, ...], adapters: tuple[str | None, ...], per_round: int | None
+        self,
+        exits: tuple[int, ...],
+        adapters: tuple[str | None, ...],
+        per_round: int | None,
+        draft_adapter: AdapterConfig | None,
     ) -> EarlyExitPlan:
         adapters = tuple(
             None if path is None else str(Path(path).expanduser()) for path in adapters
@@ -143,7 +151,7 @@ class HiSpecOptions(MethodOptions):
             exits=exits,
             adapters=adapters,
             num_speculative_tokens=self.num_speculative_tokens,
-            confidence_threshold=threshold_of(adapters[0], self.confidence_threshold),
+            confidence_threshold=threshold_of(draft_adapter, self.confidence_threshold),
             tokens_per_round=per_round,
             draft_sample_method=self.draft_sample_method,
             lookup=self.lookup,

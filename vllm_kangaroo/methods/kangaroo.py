@@ -69,15 +69,15 @@ class KangarooOptions(MethodOptions):
         """
         if self.model is None and self.exit_layer is not None:
             check_layer("exit_layer", self.exit_layer, target, most=target.num_hidden_layers)
-            exit_layer, adapter = self.exit_layer, None
+            exit_layer, adapter, path = self.exit_layer, None, None
         else:
             directory = self._adapter_dir(target)
-            exit_layer = check_adapter("model", directory, target, "exit_layer", self.exit_layer)
-            adapter = str(directory)
+            adapter = check_adapter("model", directory, target, "exit_layer", self.exit_layer)
+            exit_layer, path = adapter.exit_layer, str(directory)
         return EarlyExitPlan(
             method="kangaroo",
             exits=(exit_layer, target.num_hidden_layers),
-            adapters=(adapter,),
+            adapters=(path,),
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=threshold_of(adapter, self.confidence_threshold),
             draft_sample_method=self.draft_sample_method,
