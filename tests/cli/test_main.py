@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,34 @@ def trips(text: str) -> None:
     int(text)
 
 
+def waits(folder: Path) -> None:
+    """A command with something to take down."""
+    try:
+        (folder / "begun").touch()
+        time.sleep(60)
+    finally:
+        (folder / "taken down").touch()
+
+
 @pytest.fixture(autouse=True)
 def _commands(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fails", "trips"):
         entry = cli.Entry(f"tests.cli.test_main:{name}", name, runs_engine=False)
         monkeypatch.setitem(cli.COMMANDS, name, entry)
+
+
+def test_a_command_that_is_terminated_takes_its_engines_down(tmp_path: Path):
+    script = (
+        "import sys; from vllm_kangaroo.cli import main as cli\n"
+        "cli.COMMANDS['waits'] = cli.Entry('tests.cli.test_main:waits', 'waits', runs_engine=False)\n"
+        "cli.main()"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script, "waits", str(tmp_path)], cwd=ROOT)
+    while not (tmp_path / "begun").exists() and run.poll() is None:
+        time.sleep(0.05)
+    run.terminate()
+    assert run.wait(60) == 128 + 15
+    assert (tmp_path / "taken down").exists()
 
 
 def test_help_loads_nothing_heavy():

@@ -1,5 +1,7 @@
 """``vllm-kangaroo``: the commands of this package, each loaded only when it is run."""
 
+import signal
+import sys
 import traceback
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -159,4 +161,6 @@ def root(
 
 def main() -> None:
     """Entry point of the console script; exits with 2 after an error that is the user's to mend."""
+    # In order, as after an interrupt: engines are processes of their own, and would outlive this one.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     typer.main.get_command(app)()
