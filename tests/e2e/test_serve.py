@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import re
@@ -22,6 +23,7 @@ import psutil
 import pytest
 
 from tests.e2e import dashboard
+from tests.e2e.load import Load, at_rest
 from tests.e2e.serving import (
     OURS,
     Server,
@@ -138,7 +140,7 @@ def server(
             *("--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"),
             *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"),
         ],
-        env,
+        env | {"VLLM_SERVER_DEV_MODE": "1"},  # for a look at the worker's tables
         log,
         OURS,
     )
@@ -404,6 +406,20 @@ def test_a_client_that_leaves_hurts_nobody(
     produced = server.metrics()["vllm:generation_tokens_total"] - before
     # However late a busy server notices that one left, most of its answers are still to be written.
     assert produced < 3 * LEFT * (MODEL_LENGTH - 40) / 2
+
+
+def test_a_crowd_of_all_manners_is_served_right(server: Server) -> None:
+    """Aborts, disconnects, nonsense and conversations at once; `load_run.py` does it for as long as one likes."""
+    before = server.metrics()
+    load = Load(server.url, MODEL_LENGTH, clients=64, seconds=10)
+    asyncio.run(load.run())
+    assert not load.wrong, load.wrong[:5]
+    for what in ("completion", "streamed", "turn", "aborted", "left", "refused"):
+        assert load.seen[what] > 0, load.seen
+    assert at_rest(server) == []
+    after = server.metrics()
+    for name in ("spec_decode_num_accepted_tokens_total", "prefix_cache_hits_total"):
+        assert after[f"vllm:{name}"] > before[f"vllm:{name}"], name
 
 
 def test_the_dashboard_asks_for_what_the_server_has(server: Server) -> None:

@@ -69,6 +69,11 @@ class Ladder:
         self._slot_of: dict[str, int] = {}
         self._free: list[int] = []
 
+    @property
+    def requests(self) -> int:
+        """How many have a slot."""
+        return len(self._slot_of)
+
     def slots(self, request_ids: Sequence[str]) -> IntArray:
         """The slot of each request, opened where it has none: ``[requests]``."""
         return np.array([self._open(request_id) for request_id in request_ids], dtype=np.int64)

@@ -237,7 +237,8 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         """The ladder's counters, for tests and benchmarks."""
         ladder, goodput = self.drafter.ladder, self.drafter.goodput
         found = ladder.counters.as_dict() | {
-            "store_bytes": sum(store.nbytes for store in ladder.stores)
+            "requests": ladder.requests,
+            "store_bytes": sum(store.nbytes for store in ladder.stores),
         }
         if goodput is not None:
             found["goodput"] = asdict(goodput.controller.stats)
