@@ -417,9 +417,8 @@ def test_a_crowd_of_all_manners_is_served_right(server: Server) -> None:
     for what in ("completion", "streamed", "turn", "aborted", "left", "refused"):
         assert load.seen[what] > 0, load.seen
     assert at_rest(server) == []
-    after = server.metrics()
-    for name in ("spec_decode_num_accepted_tokens_total", "prefix_cache_hits_total"):
-        assert after[f"vllm:{name}"] > before[f"vllm:{name}"], name
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    assert server.metrics()[accepted] > before[accepted], "no draft was accepted"
 
 
 def test_the_dashboard_asks_for_what_the_server_has(server: Server) -> None:
