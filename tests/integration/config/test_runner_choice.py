@@ -160,11 +160,16 @@ def test_v2_keeps_a_slot_more_for_the_pass_without_a_head() -> None:
     assert (of_v1(config), of_v2(config)) == (4, 5)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("options", [HISPEC, HISPEC | {"draft_sample_method": "probabilistic"}])
-def test_hispec_is_served_on_both(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    found = plan(**options)
+def test_hispec_is_served_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = plan(**HISPEC)
     assert found.tokens_per_round == 2
     assert choose(monkeypatch, True, found) and choose(monkeypatch, None, found)
+
+
+def test_what_was_not_measured_on_v2_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = plan(**HISPEC, draft_sample_method="probabilistic")
+    assert choose(monkeypatch, True, drawn) and not choose(monkeypatch, None, drawn)
+    assert choose(monkeypatch, None, plan(draft_sample_method="probabilistic"))
 
 
 def test_laps_sd_schedules_both(monkeypatch: pytest.MonkeyPatch) -> None:
