@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e.checkpoints import make_adapter, make_model
@@ -18,8 +22,14 @@ TOKENS = 48
 Tokens = list[list[list[int]]]
 
 
-def run(model: str, *batches: Any, **arguments: Any) -> tuple[list[Tokens], list[dict[str, Any]]]:
-    """Tokens of the prompts' continuations for each batch's sampling parameters, and every rank's counters at last."""
+def run(
+    model: str, *batches: Any, doomed: bool = False, **arguments: Any
+) -> tuple[list[Tokens], list[dict[str, Any]]]:
+    """Tokens of the prompts' continuations for each batch's sampling parameters, and every rank's counters at last.
+
+    Args:
+        doomed: the engine then loses a rank.
+    """
     from vllm import LLM
 
     llm = LLM(
@@ -35,9 +45,47 @@ def run(model: str, *batches: Any, **arguments: Any) -> tuple[list[Tokens], list
         found = [tokens_of(llm.generate(given, params, use_tqdm=False)) for params in batches]
         drafting = "speculative_config" in arguments
         counters = llm.collective_rpc("early_exit_counters") if drafting else []
+        if doomed:
+            lose_a_rank(llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
     return found, counters
+
+
+def lose_a_rank(llm: Any) -> None:
+    """A worker is killed in mid-decode: the engine ends with vLLM's own error, and all its processes with it."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    family = psutil.Process().children(recursive=True)
+    ranks = [child for child in family if title(child).startswith("VLLM::Worker")]
+    assert len(ranks) == 2
+    killing = threading.Timer(0.5, ranks[1].kill)
+    killing.start()
+    with pytest.raises(EngineDeadError):
+        go_on(llm)
+    assert not killing.is_alive(), "it died of something else"
+    until = time.monotonic() + 60
+    while any(alive(rank) for rank in ranks):
+        assert time.monotonic() < until, "a rank outlived its engine"
+        time.sleep(0.1)
+
+
+def go_on(llm: Any) -> None:
+    """Generate until the engine fails."""
+    while True:
+        llm.generate(["It goes on"] * 4, sampling(max_tokens=200, ignore_eos=True), use_tqdm=False)
+
+
+def alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error, IndexError):
+        return process.cmdline()[0]
+    return ""
 
 
 def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,13 +107,13 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
         sampling(temperature=0.8, seed=at, **options | {"max_tokens": 24})
         for at in range(len(PROMPTS))
     ]
-    (expected,), _ = run(model, greedy, tensor_parallel_size=2)
+    (expected,), _ = run(model, greedy, tensor_parallel_size=2, doomed=True)
     # What is drawn on one rank, whose distribution is that of vLLM alone: test_probabilistic.py.
     with monkeypatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", str(cores[0]))
         (_, alone), _ = run(model, greedy, drawn, speculative_config=hispec)
     (found, shared), ranks = run(
-        model, greedy, drawn, speculative_config=hispec, tensor_parallel_size=2
+        model, greedy, drawn, speculative_config=hispec, tensor_parallel_size=2, doomed=True
     )
     assert found == expected
     assert shared == alone
