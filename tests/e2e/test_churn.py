@@ -18,6 +18,7 @@ from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.adapters.config import AdapterConfig
 
 THRESHOLD: float = KANGAROO["confidence_threshold"]
+CYCLES = 5
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 48}
 SMALL_STEPS: dict[str, Any] = {"max_num_batched_tokens": 40, "max_num_seqs": 8}
 FEW_BLOCKS: dict[str, Any] = {
@@ -136,6 +137,44 @@ def test_preemption(engines: Engines, drafter: Drafter) -> None:
     assert gain.totals.preempted > 0, "no request was pre-empted"
     assert tokens_of(outputs) == tokens_of(expected)
     drafter.check(rounds)
+
+
+def visits(engine: Engine, prompt: list[int], others: list[list[int]]) -> list[dict[str, Any]]:
+    """A prompt asked twice, and twice again each time that others have been through all blocks; what each took."""
+    found = []
+    assert engine.llm.reset_prefix_cache()
+    for cycle in range(CYCLES):
+        for _ in range(2):
+            engine.flush()
+            before = dict(vars(engine.totals))
+            output = tokens_of(engine.generate([prompt], ignore_eos=True, max_tokens=24))
+            engine.flush()
+            gained = {name: count - before[name] for name, count in vars(engine.totals).items()}
+            found.append({"output": output, **gained})
+        # No two alike, or they would be hits themselves.
+        engine.generate(
+            [[at + 16 * cycle + 5, *one] for at, one in enumerate(others)], max_tokens=8
+        )
+    return found
+
+
+def test_hits_are_vllms_own_and_drafts_after_one_as_good_as_before(
+    engines: Engines, drafter: Drafter
+) -> None:
+    """However often the cache has been filled anew."""
+    prompt = encode("<|bos|>" + STORY * 2)[:150]
+    others = [list(one) for one in mixed() if len(one) > 150]
+    size, blocks = 32, FEW_BLOCKS["num_gpu_blocks_override"]
+    assert sum(len(one) // size for one in others) > blocks, "they would not fill the cache"
+    alone = visits(engines.plain(**FEW_BLOCKS), prompt, others)
+    ours = visits(drafter.engine(**FEW_BLOCKS), prompt, others)
+    assert [each["output"] for each in ours] == [each["output"] for each in alone]
+    assert [each["cache_hits"] for each in alone] == CYCLES * [0, len(prompt) // size * size]
+    assert [each["cache_hits"] for each in ours] == [each["cache_hits"] for each in alone]
+    first = ours[0]
+    assert first["drafted"] > first["accepted"] > 0
+    for name in ("drafted", "accepted"):
+        assert {each[name] for each in ours} == {first[name]}, name
 
 
 def test_preemption_of_all_with_drafts_in_hand(
