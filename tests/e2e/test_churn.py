@@ -18,7 +18,7 @@ from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.adapters.config import AdapterConfig
 
 THRESHOLD: float = KANGAROO["confidence_threshold"]
-CYCLES = 5
+CYCLES = 3
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 48}
 SMALL_STEPS: dict[str, Any] = {"max_num_batched_tokens": 40, "max_num_seqs": 8}
 FEW_BLOCKS: dict[str, Any] = {
