@@ -131,7 +131,7 @@ def test_outputs_are_samples_of_the_target(
     with engine.drafting() as gain:
         tokens = sampled(engine, REQUESTS[kind])
     if paced:
-        assert engine.core.scheduler.pauses > 100, "nothing was paused"
+        assert engine.core.scheduler.pauses > 0, "nothing was paused"
         assert engine.core.scheduler.evictions > 0, "nothing was evicted"
     assert gain.totals.accepted > 0.3 * gain.totals.drafted
     expected = joint(logits, REQUESTS[kind])
