@@ -125,14 +125,13 @@ def test_outputs_are_samples_of_the_target(
     engines: Engines, model: str, logits: Tensor, method: str, kind: str
 ) -> None:
     torch.manual_seed(0)
-    # One of the four cases with requests that are paused and evicted between their rounds.
+    # One of the four cases with requests that are paused between their rounds.
     paced = method == "kangaroo" and kind == "cut"
     engine = start(engines, model, method, **LAPS_SD if paced else {})
     with engine.drafting() as gain:
         tokens = sampled(engine, REQUESTS[kind])
     if paced:
         assert engine.core.scheduler.pauses > 0, "nothing was paused"
-        assert engine.core.scheduler.evictions > 0, "nothing was evicted"
     assert gain.totals.accepted > 0.3 * gain.totals.drafted
     expected = joint(logits, REQUESTS[kind])
     assert float(expected.sum()) == pytest.approx(1.0, abs=1e-4)
