@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
 from tests.e2e.prompts import QUESTIONS, chat, mixed
+from tests.e2e.ticks import Ticks
 from vllm_kangaroo.bench.engines import EngineSettings
 from vllm_kangaroo.bench.feed import Feed, Stream, serve, serve_alternating
 from vllm_kangaroo.bench.scheduler_comparison import (
@@ -160,17 +161,6 @@ def test_the_replay_command(
     [pair] = ReplayResult.model_validate_json(out.read_text()).pairs
     assert pair.fcfs.tokens == pair.laps_sd.tokens > 8
     assert pair.fcfs.load is not None and pair.oracle is not None
-
-
-class Ticks:
-    """A clock by which every look at it takes a millisecond, and nothing else takes any time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1e-3
-        return self.now
 
 
 def test_engines_that_take_turns_have_clocks_of_their_own(engines: Engines, tmp_path: Path) -> None:

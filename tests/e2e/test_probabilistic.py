@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.e2e.checkpoints import make_model
 from tests.e2e.engines import Engine, Engines, tokens_of
+from tests.e2e.ticks import Ticks
 from vllm_kangaroo.drafting import hispec, sampling
 from vllm_kangaroo.integration.sampling.distributions import DraftDistributions
 
@@ -125,13 +126,18 @@ def test_outputs_are_samples_of_the_target(
     engines: Engines, model: str, logits: Tensor, method: str, kind: str
 ) -> None:
     torch.manual_seed(0)
-    # One of the four cases with requests that are paused between their rounds.
+    # One of the four cases with requests that are paused and evicted between their rounds.
     paced = method == "kangaroo" and kind == "cut"
     engine = start(engines, model, method, **LAPS_SD if paced else {})
+    if paced:
+        engine.core.scheduler.clock = Ticks(
+            0.02
+        )  # as a step of a busy machine: requests sink in it
     with engine.drafting() as gain:
         tokens = sampled(engine, REQUESTS[kind])
     if paced:
-        assert engine.core.scheduler.pauses > 0, "nothing was paused"
+        assert engine.core.scheduler.pauses > 100, "nothing was paused"
+        assert engine.core.scheduler.evictions > 0, "nothing was evicted"
     assert gain.totals.accepted > 0.3 * gain.totals.drafted
     expected = joint(logits, REQUESTS[kind])
     assert float(expected.sum()) == pytest.approx(1.0, abs=1e-4)
