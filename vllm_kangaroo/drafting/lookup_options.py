@@ -8,6 +8,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vllm_kangaroo.switch import from_switch
 
+MatchLength = Annotated[
+    int,
+    Field(
+        ge=2,
+        le=16,
+        description="Newest tokens that must have stood together before; of 2 to 16, the longest match is taken.",
+    ),
+]
+MatchConfidence = Annotated[
+    float,
+    Field(
+        ge=0.0,
+        le=1.0,
+        description="A match is drafted from if its first draft is right with at least this probability, judged by matches "
+        "of such a length in the same request; 0 drafts from any.",
+    ),
+]
+
 
 class LookupOptions(BaseModel):
     """The keys of `lookup`, where it is an object; `true` takes the defaults."""
@@ -25,19 +43,8 @@ class LookupOptions(BaseModel):
         ge=1,
         description="Most drafts of a round that are looked up. Default: as many as the method drafts.",
     )
-    prompt_lookup_min: int = Field(
-        default=2,
-        ge=2,
-        le=16,
-        description="Newest tokens that must have stood together before; of 2 to 16, the longest match is taken.",
-    )
-    confidence_threshold: float = Field(
-        default=0.4,
-        ge=0.0,
-        le=1.0,
-        description="A match is drafted from if its first draft is right with at least this probability, judged by matches "
-        "of such a length in the same request; 0 drafts from any.",
-    )
+    prompt_lookup_min: MatchLength = 2
+    confidence_threshold: MatchConfidence = 0.4
 
 
 LookupSetting = Annotated[LookupOptions | None, BeforeValidator(from_switch)]

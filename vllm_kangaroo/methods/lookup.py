@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.drafting.lookup_options import LookupOptions, MatchConfidence, MatchLength
 from vllm_kangaroo.goodput import goodput_options
 from vllm_kangaroo.goodput.goodput_options import GoodputSetting
 from vllm_kangaroo.methods.method import Method
@@ -24,19 +24,8 @@ class LookupMethodOptions(MethodOptions):
     }
     method: Literal["lookup"] = "lookup"
     num_speculative_tokens: int = Field(default=8, ge=1, description="Most drafts per round.")
-    prompt_lookup_min: int = Field(
-        default=2,
-        ge=2,
-        le=16,
-        description="Newest tokens that must have stood together before; of 2 to 16, the longest match is taken.",
-    )
-    confidence_threshold: float = Field(
-        default=0.4,
-        ge=0.0,
-        le=1.0,
-        description="A match is drafted from if its first draft is right with at least this probability, judged by matches "
-        "of such a length in the same request; 0 drafts from any.",
-    )
+    prompt_lookup_min: MatchLength = 2
+    confidence_threshold: MatchConfidence = 0.4
     goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
