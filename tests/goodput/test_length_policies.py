@@ -58,3 +58,12 @@ def test_a_bandit_leaves_its_length_for_no_less_than_its_margin() -> None:
     speed = {0: 100.0, 4: 101.0}
     chosen = run(LengthBandit((0, 4), explore=0.0), speed, 1, 2000)
     assert sum(a != b for a, b in pairwise(chosen[100:])) == 0
+
+
+def test_a_bandit_survives_steps_that_bring_nothing() -> None:
+    """Long prompts, computed in pieces."""
+    bandit, now = LengthBandit((0, 4)), 0.0
+    for _ in range(4 * LengthBandit.HELD):
+        now += 0.1
+        assert bandit.choose(1, 0, now) in bandit.lengths
+    assert run(bandit, {0: 50.0, 4: 100.0}, 1, 1000)[500:].count(4) > 400

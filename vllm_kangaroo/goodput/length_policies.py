@@ -113,7 +113,8 @@ class LengthBandit:
         if self._left > 0:
             return self._present
         arms = self._arms.setdefault(band, {length: _Arm() for length in self.lengths})
-        if self._since is not None and now > self._since:
+        # Steps of prompts alone bring no token, and say nothing of a length.
+        if self._tokens and self._since is not None and now > self._since:
             arms[self._present].learn(self._tokens, now - self._since)
         self._present = self._best(arms)
         self._left, self._tokens, self._since = self.HELD, 0, now
