@@ -1,5 +1,6 @@
 """The command line: quick to list, loud in one sentence."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,8 @@ def _commands(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(cli.COMMANDS, name, entry)
 
 
-def test_a_command_that_is_terminated_takes_its_engines_down(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_terminated_takes_its_engines_down(tmp_path: Path, number: int):
     script = (
         "import sys; from vllm_kangaroo.cli import main as cli\n"
         "cli.COMMANDS['waits'] = cli.Entry('tests.cli.test_main:waits', 'waits', runs_engine=False)\n"
@@ -50,8 +52,8 @@ def test_a_command_that_is_terminated_takes_its_engines_down(tmp_path: Path):
     run = subprocess.Popen([sys.executable, "-c", script, "waits", str(tmp_path)], cwd=ROOT)
     while not (tmp_path / "begun").exists() and run.poll() is None:
         time.sleep(0.05)
-    run.terminate()
-    assert run.wait(60) == 128 + 15
+    run.send_signal(number)
+    assert run.wait(60) == 128 + number
     assert (tmp_path / "taken down").exists()
 
 

@@ -162,5 +162,7 @@ def root(
 def main() -> None:
     """Entry point of the console script; exits with 2 after an error that is the user's to mend."""
     # In order, as after an interrupt: engines are processes of their own, and would outlive this one.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has a terminal's end ignored
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     typer.main.get_command(app)()
