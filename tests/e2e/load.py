@@ -17,28 +17,19 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.e2e.prompts import PROMPTS
 from tests.e2e.serving import Server
 
 TURNS = 4
 """Of a conversation, each of which has all before it as a prefix."""
 GREEDY = {"model": "demo", "temperature": 0.0}
-ASKED = [
-    "The weather in London today is",
-    "Book a table for two",
-    "Once upon a time there was a",
-    "How many rooms do you need?",
-    "I would like to",
-    "The train leaves at",
-    "List three things to do in Paris:",
-    "Yes, please. The number is",
-]
 SAID = [
     "Can you find me a hotel in London?",
     "One room, for three nights.",
     "A cheap one.",
     "Thanks.",
 ]
-BEGUN: dict[str, Any] = GREEDY | {"prompt": ASKED[0], "max_tokens": 200, "ignore_eos": True}
+BEGUN: dict[str, Any] = GREEDY | {"prompt": PROMPTS[0], "max_tokens": 200, "ignore_eos": True}
 
 EMPTY = (
     "vllm:num_requests_running",
@@ -80,7 +71,7 @@ class Load:
         """Requests that no server should take."""
 
         def body(**options: Any) -> bytes:
-            return json.dumps(GREEDY | {"prompt": ASKED[0], "max_tokens": 8} | options).encode()
+            return json.dumps(GREEDY | {"prompt": PROMPTS[0], "max_tokens": 8} | options).encode()
 
         def chat(**options: Any) -> bytes:
             messages = [{"role": "user", "content": SAID[0]}]
@@ -114,7 +105,7 @@ class Load:
             Bad(one, body(vllm_xargs={"expected_output_tokens": {"a": [1] * 500}})),
             Bad(one, body(structured_outputs={"regex": "(" * 50})),
             Bad(one, body(logprobs=10**6), "logprobs"),
-            Bad(many, chat(messages=[{"role": "nobody"}])),
+            Bad(many, chat(messages=[{"content": SAID[0]}]), "role"),
             Bad(one, body(model="another"), "another"),
         ]
 
@@ -124,10 +115,12 @@ class Load:
         async with httpx.AsyncClient(
             base_url=f"{self.url}/v1/", timeout=300, limits=limits
         ) as http:
-            for prompt in ASKED:
+            for prompt in PROMPTS:
                 await self.completion(http, prompt)
             for at in range(len(SAID)):
                 await self.conversation(http, at)
+            for bad in self.bad():  # under load it is chance that says which
+                await self.refused(http, bad)
             assert not self.wrong, self.wrong
             self.seen.clear()
             loop = asyncio.get_running_loop()
@@ -142,8 +135,8 @@ class Load:
         bad = self.bad()
         while asyncio.get_running_loop().time() < end:
             acts: list[Callable[[], Awaitable[None]]] = [
-                lambda: self.completion(http, chance.choice(ASKED)),
-                lambda: self.streamed(http, chance.choice(ASKED)),
+                lambda: self.completion(http, chance.choice(PROMPTS)),
+                lambda: self.streamed(http, chance.choice(PROMPTS)),
                 lambda: self.conversation(http, chance.randrange(len(SAID))),
                 lambda: self.aborted(http, chance.randrange(1, 20)),
                 lambda: self.left(http, chance.uniform(0, 0.3)),
@@ -238,7 +231,7 @@ def at_rest(server: Server, patience: float = 60.0) -> list[str]:
     while not server.idle() and time.monotonic() < until:
         time.sleep(0.1)
     # The worker hears with the next step of requests that have ended.
-    last = GREEDY | {"prompt": ASKED[0], "max_tokens": 1}
+    last = GREEDY | {"prompt": PROMPTS[0], "max_tokens": 1}
     httpx.post(f"{server.url}/v1/completions", json=last, timeout=60).raise_for_status()
     metrics = server.metrics()
     empty = [name for name in metrics if name in EMPTY and metrics[name] != 0]

@@ -25,6 +25,17 @@ QUESTIONS = (
     "Which of these is a fruit: a carrot, an apple or a stone?",
     "How many minutes are there in three hours and a half?",
 )
+PROMPTS = [
+    "The weather in London today is",
+    "Book a table for two",
+    "Once upon a time there was a",
+    "How many rooms do you need?",
+    "I would like to",
+    "The train leaves at",
+    "List three things to do in Paris:",
+    "Yes, please. The number is",
+]
+"""Texts to go on with, as ``/v1/completions`` takes them."""
 STORY = (
     "The old man walked along the river every morning before the sun came up, and every morning he counted the "
     "boats that lay at the pier. There were seven of them on most days. When there were eight he stopped and asked "

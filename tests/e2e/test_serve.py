@@ -24,6 +24,7 @@ import pytest
 
 from tests.e2e import dashboard
 from tests.e2e.load import Load, at_rest
+from tests.e2e.prompts import PROMPTS
 from tests.e2e.serving import (
     OURS,
     Server,
@@ -41,16 +42,6 @@ MODEL_LENGTH = 512
 LEFT = 16
 TOKENS = 48
 SHAPE = ["--enforce-eager", "--dtype", "float32", "--max-model-len", str(MODEL_LENGTH)]
-PROMPTS = [
-    "The weather in London today is",
-    "Book a table for two",
-    "Once upon a time there was a",
-    "How many rooms do you need?",
-    "I would like to",
-    "The train leaves at",
-    "List three things to do in Paris:",
-    "Yes, please. The number is",
-]
 MESSAGES: list[Any] = [
     {"role": "user", "content": "Can you find me a hotel in London?"},
     {"role": "assistant", "content": "How many rooms do you need?"},
