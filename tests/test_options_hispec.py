@@ -296,7 +296,7 @@ def test_lookup_reaches_the_plan_and_is_refused_if_wrong(method: str) -> None:
     assert plan_with(False) == plan_with(None) == alone
     for switched_on in (True, {}):
         found = plan_with(switched_on)
-        assert found.lookup == LookupOptions()
+        assert found.lookup == LookupOptions(confidence_threshold=0.4)
         assert found.lookup_tokens == found.most_tokens == found.num_speculative_tokens
     longer = plan_with({"num_speculative_tokens": 12, "prompt_lookup_min": 3})
     assert (longer.lookup_tokens, longer.most_tokens) == (12, 12)
@@ -315,8 +315,10 @@ def test_lookup_reaches_the_plan_and_is_refused_if_wrong(method: str) -> None:
         ([True], "lookup", "choose true or false"),
         ({"num_speculative_tokens": 0}, "lookup.num_speculative_tokens", "at least 1"),
         ({"num_speculative_tokens": True}, "lookup.num_speculative_tokens", "at least 1"),
-        ({"prompt_lookup_min": 1}, "lookup.prompt_lookup_min", "from 2 to 16"),
-        ({"prompt_lookup_min": 17}, "lookup.prompt_lookup_min", "from 2 to 16"),
+        ({"prompt_lookup_min": 0}, "lookup.prompt_lookup_min", "from 1 to 16"),
+        ({"prompt_lookup_min": 17}, "lookup.prompt_lookup_min", "from 1 to 16"),
+        ({"ngrams": True}, "lookup.ngrams", "train ngrams"),
+        ({"ngrams": 5}, "lookup.ngrams", "train ngrams"),
         ({"confidence_threshold": 1.5}, "lookup.confidence_threshold", "between 0 and 1"),
         ({"confidence_threshold": "0.5"}, "lookup.confidence_threshold", "between 0 and 1"),
         ({"prompt_lookup_max": 4}, "lookup.prompt_lookup_max", "not an option of lookup"),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.complaints import first_complaint
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.drafting.ngram_file import NgramError, load_ngrams
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 
 if TYPE_CHECKING:
@@ -135,6 +136,32 @@ class MethodOptions(BaseModel):
         for key in self.adapter_keys:
             if (path := getattr(self, key)) is not None:
                 _read_adapter(key, Path(path).expanduser())
+
+
+def settled_lookup(
+    options: MethodOptions,
+    lookup: LookupOptions | None,
+    target: TargetShape,
+    *,
+    exit_drafts: bool = True,
+    adapter: str | None = None,
+) -> LookupOptions | None:
+    """``lookup`` with its defaults in their place, its table checked; see :meth:`LookupOptions.settled`.
+
+    Raises:
+        OptionError: a table that cannot be read, or is of another model.
+    """
+    if lookup is None:
+        return None
+    weighed = getattr(options, "goodput", None) is not None
+    found = lookup.settled(goodput=weighed, exit_drafts=exit_drafts, adapter=adapter)
+    if found.ngrams is not None:
+        try:
+            load_ngrams(found.ngrams, target.vocab_size)
+        except NgramError as error:
+            key = "lookup.ngrams" if exit_drafts else "ngrams"
+            raise OptionError(f"speculative_config[{key!r}]: {error}.") from None
+    return found
 
 
 def check_layer(key: str, layer: int, target: TargetShape, *, most: int) -> None:

@@ -21,8 +21,10 @@ _DTYPES: dict[str, tuple[str, int]] = {
     "F32": ("float32", 4),
     "F64": ("float64", 8),
     "I32": ("int32", 4),
+    "I64": ("int64", 8),
+    "U8": ("uint8", 1),
 }
-"""Those that adapters use, with the bytes of a number. Others are named as the header names them."""
+"""Those that adapters and n-gram tables use, with the bytes of a number. Others are named as the header names them."""
 
 
 class HeaderError(ValueError):

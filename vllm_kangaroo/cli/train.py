@@ -14,6 +14,7 @@ from vllm_kangaroo.console import make_console
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.exits.exit_options import ExitTrainingOptions
+from vllm_kangaroo.training.ngrams.ngram_options import NgramOptions
 
 train_app = typer.Typer(help="Train what speculation needs.", no_args_is_help=True)
 
@@ -61,6 +62,21 @@ train_app.command("answers", cls=ManyFiles)(
         AnswerOptions,
         _answers,
         "Have the model answer prompts, and keep its states for training; interrupt and repeat at will.",
+    )
+)
+
+
+def _train_ngrams(options: NgramOptions) -> None:
+    from vllm_kangaroo.training.ngrams.count_ngrams import train_ngrams
+
+    _resumable(lambda console: train_ngrams(options, console), "table", options.out)
+
+
+train_app.command("ngrams", cls=ManyFiles)(
+    from_options(
+        NgramOptions,
+        _train_ngrams,
+        "Count what the model most often says after a few tokens, for drafts that are looked up.",
     )
 )
 

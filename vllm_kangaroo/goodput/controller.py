@@ -15,7 +15,7 @@ import numpy as np
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
 from vllm_kangaroo.goodput.checked_round import CheckedRound
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
-from vllm_kangaroo.goodput.draft_round import DraftRound, Starters, Verification
+from vllm_kangaroo.goodput.draft_round import COUNTING, DraftRound, Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
@@ -230,6 +230,26 @@ class GoodputController:
         counted = self.stats.lengths
         for length in lengths.tolist():
             counted[length] += 1
+
+    def rate(self, load: Load) -> float:
+        """Tokens a second of the newest step, or of one without drafts if these are more."""
+        return max(
+            self.goodput, load.requests / self.costs.verify(load, load.requests, drafted=False)
+        )
+
+    def surplus(self, load: Load, slots: Ints, contexts: Ints) -> Floats:
+        """Tokens that its best number of drafts brings each request beyond what their time is worth, ``[requests]``.
+
+        A pass is taken to be shared by all requests of the load, at the rate of :meth:`rate`.
+        """
+        costs, count = self.costs, load.requests
+        gains = np.cumsum(np.cumprod(self.acceptance.chains(slots, contexts), axis=1), axis=1)
+        lengths = COUNTING[: self.most]
+        seconds = costs.verify_along(load, count + count * lengths)
+        seconds += costs.overhead(count) - costs.verify(load, count, drafted=True)
+        seconds += costs.draft(count, load.kv_tokens) * lengths
+        best: Floats = (gains - seconds * (self.rate(load) / count)).max(axis=1)
+        return np.maximum(best, 0.0)
 
     def leave_out(self, why: Off, requests: int) -> None:
         """So many requests get no drafts, whatever would pay."""

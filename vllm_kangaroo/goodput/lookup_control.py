@@ -1,16 +1,19 @@
-"""How many of the drafts that were found in requests' own texts are worth verifying: they cost no pass, but tokens."""
+"""How many of the drafts that were looked up are worth verifying: they cost no pass, but tokens, and an exit might draft better."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
+from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.draft_round import COUNTING
-from vllm_kangaroo.goodput.pending import PendingDrafts
+from vllm_kangaroo.goodput.least_squares import Floats
+
+Surplus = Callable[[Load, Ints, Ints], Floats]
+"""Load, numbers and contexts of requests -> tokens that drafts of an exit bring each beyond what their time is worth."""
 
 
 class Trimmed(NamedTuple):
@@ -22,39 +25,37 @@ class Trimmed(NamedTuple):
 
 
 class LookupControl:
-    """Trims drafts that were looked up, and learns how they fare by their place behind the first.
+    """Trims drafts that were looked up.
 
     Args:
-        most: most drafts of a request.
+        exits: what an exit would bring in their place; None if none drafts.
+        rate: expected tokens a second of the engine.
     """
 
-    PRIOR = (0.6, 0.75)
-
-    def __init__(self, costs: CostModel, most: int) -> None:
+    def __init__(
+        self, costs: CostModel, rate: Callable[[Load], float], exits: Surplus | None = None
+    ) -> None:
         self.costs = costs
-        self.acceptance = AcceptanceModel(most, self.PRIOR)
-        self._pending = PendingDrafts(most)
-
-    def open(self, slot: int) -> None:
-        """A request begins."""
-        self.acceptance.open(slot)
-        self._pending.reserve(slot + 1)
-        self._pending.lengths[slot] = 0
+        self._rate = rate
+        self._exits = exits
 
     def trim(
-        self, load: Load, slots: Ints, lengths: Sequence[int], shares: Sequence[float]
+        self, load: Load, slots: Ints, contexts: Ints, survivals: Sequence[Sequence[float]]
     ) -> Trimmed:
         """As many as bring the most tokens a second, the likeliest of all requests first.
 
         Args:
-            slots: of the requests with drafts.
-            lengths, shares: how many each has, and how likely its first is right.
+            load: of the next verification.
+            slots, contexts: of the requests with drafts, ``[requests]``.
+            survivals: of each, how likely each draft is accepted, those before it included.
         """
-        chains = np.repeat(self.acceptance.by_position[None, :], len(lengths), axis=0)
-        chains[:, 0] = shares
-        within = np.arange(chains.shape[1]) < np.array(lengths)[:, None]
-        gains = np.cumprod(chains, axis=1)[within]
-        owners = np.repeat(np.arange(len(lengths)), lengths)
+        lengths = [len(each) for each in survivals]
+        kept = self._better(load, slots, contexts, survivals, lengths)
+        gains = np.array([one for at in kept for one in survivals[at]])
+        left = [0] * len(lengths)
+        if not len(gains):
+            return Trimmed(left, 0.0)
+        owners = np.repeat(kept, [lengths[at] for at in kept])
         order = np.argsort(-gains, kind="stable")
         expected = load.requests + np.cumsum(gains[order])
         tokens = load.requests + COUNTING[: len(order)]
@@ -62,16 +63,29 @@ class LookupControl:
         best = int(goodput.argmax())
         plain = load.requests / self.costs.verify(load, load.requests, drafted=False)
         taken = order[: best + 1] if goodput[best] > plain else order[:0]
-        left = np.bincount(owners[taken], minlength=len(lengths))
-        self._pending.lengths[slots] = left
-        return Trimmed(left.tolist(), float(gains[taken].sum()))
+        for at, count in enumerate(np.bincount(owners[taken], minlength=len(left)).tolist()):
+            left[at] = count
+        return Trimmed(left, float(gains[taken].sum()))
 
-    def verified(self, slots: Ints, contexts: Ints, verified: Ints, accepted: Ints) -> None:
-        """Learn from a verification; see :meth:`vllm_kangaroo.goodput.controller.GoodputController.verified`."""
-        drafted = np.minimum(self._pending.lengths[slots], verified)
-        self._pending.lengths[slots] = 0
-        own = np.flatnonzero(drafted)
-        if len(own):
-            drafted = drafted[own]
-            accepted = np.minimum(accepted[own], drafted)
-            self.acceptance.learn(slots[own], contexts[own], drafted, accepted)
+    def _better(
+        self,
+        load: Load,
+        slots: Ints,
+        contexts: Ints,
+        survivals: Sequence[Sequence[float]],
+        lengths: list[int],
+    ) -> list[int]:
+        """The requests whose drafts bring more than an exit's would, each at its best length."""
+        if self._exits is None:
+            return list(range(len(lengths)))
+        count = load.requests
+        tokens = count * COUNTING[: max(lengths)]
+        more = self.costs.verify_along(load, count + tokens)
+        more -= self.costs.verify(load, count, drafted=True)
+        price = more * (self._rate(load) / count)
+        exits = self._exits(load, slots, contexts).tolist()
+        return [
+            at
+            for at, (each, other) in enumerate(zip(survivals, exits, strict=True))
+            if float((np.cumsum(each) - price[: len(each)]).max()) >= other
+        ]

@@ -22,6 +22,7 @@ from vllm_kangaroo.options import (
     TargetShape,
     check_adapter,
     check_layer,
+    settled_lookup,
     threshold_of,
 )
 
@@ -87,7 +88,7 @@ class HiSpecOptions(MethodOptions):
         draft, adapter = self._exit("draft", max(1, layers // 8), target)
         if not self.intermediate_verification:
             self._refuse_intermediate_settings()
-            return self._plan((draft, layers), (self.draft_adapter,), None, adapter)
+            return self._plan(target, (draft, layers), (self.draft_adapter,), None, adapter)
         if draft == layers - 1:
             raise OptionError(
                 f"speculative_config['draft_exit_layer']={draft} leaves no layer for an intermediate exit below the "
@@ -109,6 +110,7 @@ class HiSpecOptions(MethodOptions):
                 f"num_speculative_tokens={self.num_speculative_tokens}: choose at most that many."
             )
         return self._plan(
+            target,
             (draft, verify, layers),
             (self.draft_adapter, self.verify_adapter),
             per_round,
@@ -138,6 +140,7 @@ class HiSpecOptions(MethodOptions):
 
     def _plan(
         self,
+        target: TargetShape,
         exits: tuple[int, ...],
         adapters: tuple[str | None, ...],
         per_round: int | None,
@@ -154,7 +157,7 @@ class HiSpecOptions(MethodOptions):
             confidence_threshold=threshold_of(draft_adapter, self.confidence_threshold),
             tokens_per_round=per_round,
             draft_sample_method=self.draft_sample_method,
-            lookup=self.lookup,
+            lookup=settled_lookup(self, self.lookup, target, adapter=adapters[0]),
             goodput=self.goodput,
         )
 

@@ -22,6 +22,7 @@ from vllm_kangaroo.options import (
     TargetShape,
     check_adapter,
     check_layer,
+    settled_lookup,
     threshold_of,
 )
 
@@ -81,7 +82,7 @@ class KangarooOptions(MethodOptions):
             num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=threshold_of(adapter, self.confidence_threshold),
             draft_sample_method=self.draft_sample_method,
-            lookup=self.lookup,
+            lookup=settled_lookup(self, self.lookup, target, adapter=path),
             goodput=self.goodput,
         )
 

@@ -24,9 +24,13 @@ from vllm_kangaroo.ladder.spans import Spans
 
 
 class Bench:
-    """A control with a clock that stands, and all that it was given to learn."""
+    """A control with a clock that stands, and all that it was given to learn.
 
-    def __init__(self, acceptance: float = 0.9, lookup: bool = False) -> None:
+    Args:
+        lookup: whether drafts are looked up beside an exit's, or alone; None if none are.
+    """
+
+    def __init__(self, acceptance: float = 0.9, lookup: bool | None = None) -> None:
         self.now = 0.0
         self.shared: list[Observations] = []
         costs = CostModel(CostProfile.unknown())
@@ -38,7 +42,9 @@ class Bench:
             most=4,
             clock=lambda: self.now,
         )
-        lookups = LookupControl(costs, 4) if lookup else None
+        lookups = None
+        if lookup is not None:
+            lookups = LookupControl(costs, controller.rate, controller.surplus if lookup else None)
         self.control = GoodputControl(controller, lookups, self.share, lambda: self.now)
 
     def share(self, seen: Observations) -> Observations:
@@ -137,18 +143,40 @@ def test_a_number_of_a_request_that_ended_is_another_s() -> None:
     assert control.controller.acceptance._hits[0] == 0.0
 
 
+def survivals(share: float, drafts: int = 4) -> list[float]:
+    return [share**length for length in range(1, drafts + 1)]
+
+
 def test_drafts_that_were_looked_up_are_trimmed() -> None:
-    """The likelier the first is right, the more; none where verifying them costs more than they bring."""
-    bench = Bench(lookup=True)
+    """The likelier they are, the more; none where verifying them costs more than they bring."""
+    bench = Bench(lookup=False)
     step = bench.step(["a", "b"], [(5, 1)] * 2, [0, 0], [1, 1])
     observe(step, [7, 7], [9, 9])
-    left = step.trim(np.array([0, 1]), [4, 4], [0.95, 0.05])
+    both, costs = np.array([0, 1]), bench.control.controller.costs
+    left = step.trim(both, [survivals(0.95), survivals(0.05)])
     assert left[0] > left[1]
-    costs = bench.control.controller.costs
     for _ in range(200):
         costs.observe_verify(0.01, Load(2, 14), 2, drafted=False)
         costs.observe_verify(0.2, Load(2, 14), 8, drafted=True)
-    assert step.trim(np.array([0, 1]), [4, 4], [0.5, 0.5]) == [0, 0]
+    assert step.trim(both, [survivals(0.5)] * 2) == [0, 0]
+    assert step.trim(both[:1], [survivals(0.5, 1)]) == [0]
+
+
+@pytest.mark.parametrize("acceptance", [0.05, 0.9])
+def test_an_exit_drafts_where_it_brings_more(acceptance: float) -> None:
+    bench = Bench(acceptance, lookup=True)
+    costs = bench.control.controller.costs
+    for _ in range(200):  # a draft pass takes a tenth of a step, and a token more next to nothing
+        for tokens in (1, 3, 5):
+            costs.observe_verify(0.1 + 0.001 * tokens, Load(1, 14), tokens, drafted=True)
+        costs.observe_verify(0.1, Load(1, 14), 1, drafted=False)
+        costs.observe_draft(0.01, 1, 14)
+        costs.observe_overhead(0.001, 1)
+    step = bench.step(["a"], [(5, 1)], [0], [1])
+    observe(step, [7], [9])
+    only = np.array([0])
+    assert step.trim(only, [survivals(0.99)])[0] > 0, "as good as an exit's, without a pass"
+    assert (step.trim(only, [survivals(0.3)])[0] > 0) == (acceptance < 0.3)
 
 
 def test_what_is_known_of_an_adapter() -> None:

@@ -62,7 +62,10 @@ def build(
         if per_round is None
         else CheckedController(*known, most=most, tokens_per_round=per_round, clock=clock)
     )
-    lookups = None if plan.lookup is None else LookupControl(costs, plan.lookup_tokens)
+    lookups = None
+    if plan.lookup is not None:
+        exits = controller.surplus if plan.exit_drafts else None
+        lookups = LookupControl(costs, controller.rate, exits)
     return GoodputControl(controller, lookups, share, clock)
 
 

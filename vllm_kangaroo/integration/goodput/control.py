@@ -62,8 +62,6 @@ class GoodputControl:
             slot, self._opened = self._opened, self._opened + 1
         self._slot_of[request_id] = slot
         self.controller.open(slot)
-        if self.lookups is not None:
-            self.lookups.open(slot)
         return slot
 
     def close(self, request_id: str) -> None:
@@ -107,11 +105,7 @@ class GoodputControl:
         self.controller.observe(self._share(seen), sum(new_tokens.tolist()))
         rows = sampled.tolist()
         slots = self.slots([request_ids[row] for row in rows])
-        contexts, verified = ends[sampled], drafts[sampled]
-        accepted = new_tokens - 1
-        self.controller.verified(slots, contexts, verified, accepted)
-        if self.lookups is not None:
-            self.lookups.verified(slots, contexts, verified, accepted)
+        self.controller.verified(slots, ends[sampled], drafts[sampled], new_tokens - 1)
         # Prompts that are not through go on beside the next verification as they did beside this.
         for row in rows:
             prompts[row] = 0
@@ -121,16 +115,16 @@ class GoodputControl:
         return slots
 
     def trim(
-        self, slots: IntArray, lengths: Sequence[int], shares: Sequence[float]
+        self, slots: IntArray, contexts: IntArray, survivals: Sequence[Sequence[float]]
     ) -> tuple[list[int], float]:
         """How many drafts that were looked up are proposed, and how many of these are expected to be accepted.
 
         Args:
-            slots: of the requests that have any.
-            lengths, shares: how many each has, and how likely its first is right.
+            slots, contexts: of the requests that have any.
+            survivals: how likely each draft is accepted, those before it included.
         """
         assert self.lookups is not None
-        return self.lookups.trim(self._load, slots, lengths, shares)
+        return self.lookups.trim(self._load, slots, contexts, survivals)
 
     def choose(
         self,

@@ -57,9 +57,10 @@ class WeighedStep:
             self._goodput.leave_out(Off.ENDING, ending)
             self._goodput.leave_out(Off.REQUEST, sum(count > 0 for count in none))
 
-    def trim(self, found: IntArray, lengths: Sequence[int], shares: Sequence[float]) -> list[int]:
+    def trim(self, found: IntArray, survivals: Sequence[Sequence[float]]) -> list[int]:
         """See :data:`vllm_kangaroo.integration.runner_v1.proposer.Weigh`."""
-        left, self._expected = self._goodput.trim(self._slots[found], lengths, shares)
+        slots, contexts = self._slots[found], self._contexts[found]
+        left, self._expected = self._goodput.trim(slots, contexts, survivals)
         self._tokens = sum(left)
         return left
 

@@ -15,6 +15,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
+from vllm_kangaroo.drafting.ngram_file import load_ngrams
 from vllm_kangaroo.goodput.length_policies import LengthPolicy
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.goodput import figures
@@ -35,8 +36,8 @@ from vllm_kangaroo.options import OptionError
 
 logger = init_logger(__name__)
 
-Weigh = Callable[[IntArray, Sequence[int], Sequence[float]], Sequence[int]]
-"""Places of requests with drafts that were looked up, how many, how likely the first is right -> how many are proposed."""
+Weigh = Callable[[IntArray, Sequence[Sequence[float]]], Sequence[int]]
+"""Places of requests with drafts that were looked up, how likely each is accepted -> how many are proposed."""
 
 
 class EarlyExitProposer:
@@ -82,7 +83,11 @@ class EarlyExitProposer:
             whole=None if model.passes.whole is None else model.whole,
         )
         if self.plan.lookup is not None:
-            self.lookups = Lookups(self.plan.lookup, self.ladder.counters)
+            path, table = self.plan.lookup.ngrams, None
+            if path is not None:
+                table = load_ngrams(path, self.vllm_config.model_config.get_vocab_size())
+                logger.info("Drafts are looked up among %d contexts of %s too.", len(table), path)
+            self.lookups = Lookups(self.plan.lookup, self.ladder.counters, table)
         if self.plan.draft_sample_method == "probabilistic":
             self.distributions = DraftDistributions(
                 self.vllm_config.scheduler_config.max_num_seqs,
@@ -222,10 +227,9 @@ class EarlyExitProposer:
         """Shorten the drafts of the requests ``found`` to what is worth verifying; which have any left."""
         assert self.lookups is not None
         names = [self.view.request_ids[rows[at]] for at in found]
-        lengths = [len(drafts[at]) for at in found]
-        left = weigh(found, lengths, [self.lookups.share(name) for name in names])
-        for at, name, length, had in zip(found.tolist(), names, left, lengths, strict=True):
-            if length < had:
+        left = weigh(found, [self.lookups.survivals(name) for name in names])
+        for at, name, length in zip(found.tolist(), names, left, strict=True):
+            if length < len(drafts[at]):
                 self.lookups.cut(name, length)
                 drafts[at] = drafts[at][:length]
         return found[np.array(left) > 0]

@@ -1,0 +1,1 @@
+"""Tables of what a model most often says after a few tokens."""
