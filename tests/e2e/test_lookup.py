@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, Gain, sampling, tokens_of
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
@@ -16,6 +17,10 @@ from tests.e2e.test_structured import ENGINE, KINDS, constrained, thrown_away
 from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.integration.inspect.record import DraftRecord
+from vllm_kangaroo.training.answers import shards
+from vllm_kangaroo.training.answers.shards import Answer
+from vllm_kangaroo.training.ngrams.count_ngrams import train_ngrams
+from vllm_kangaroo.training.ngrams.ngram_options import NgramOptions
 
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 48}
 LONGER = 9
@@ -58,9 +63,24 @@ def ours(engines: Engines) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def crowded(engines: Engines) -> Engine:
+def ngrams(expected: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A table of what vLLM alone answers."""
+    folder = tmp_path_factory.mktemp("answers")
+    shards.begin(folder, {"model": "tiny"})
+    answers = [
+        Answer(at, [*prompt, *answer], len(prompt), 0.0, {})
+        for at, (prompt, (answer,)) in enumerate(zip(prompts(), expected, strict=True))
+    ]
+    shards.write(folder, answers)
+    table = folder / "table"
+    train_ngrams(NgramOptions(answers=(folder,), out=table, least_count=1), Console(quiet=True))
+    return str(table)
+
+
+@pytest.fixture(scope="module")
+def crowded(engines: Engines, ngrams: str) -> Engine:
     """Chunked prefill, pre-emption, prefix cache; drafts that are looked up may be longer than an exit's."""
-    return start(engines, {"num_speculative_tokens": LONGER}, **FEW_BLOCKS)
+    return start(engines, {"num_speculative_tokens": LONGER, "ngrams": ngrams}, **FEW_BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +185,18 @@ def test_pieces_preemption_and_prefix_cache(
     assert KANGAROO["num_speculative_tokens"] < max(lengths) <= LONGER
     drafted = {len(one) for own in record.rounds.values() for one in own.values() if 1 in one}
     assert max(drafted) <= KANGAROO["num_speculative_tokens"]
+
+
+def test_a_table_knows_what_the_text_does_not(
+    ours: Engine, crowded: Engine, expected: list[list[list[int]]]
+) -> None:
+    """Prompts that say nothing twice: most of what is drafted without a pass is the table's."""
+    accepted = []
+    for engine in (ours, crowded):
+        with both(engine) as gain:
+            assert tokens_of(engine.generate(prompts()[4:8], **OPTIONS)) == expected[4:8]
+        accepted.append(gain.counters["lookup_accepted"])
+    assert accepted[1] > 2 * accepted[0] > 0
 
 
 def test_aborted_and_thrown_out_requests_are_forgotten(
