@@ -17,6 +17,7 @@ from vllm_kangaroo.options import EarlyExitPlan, OptionError, parse_options
 
 def test_every_option_reaches_the_plan() -> None:
     given = {"num_speculative_tokens": 5, "prompt_lookup_min": 3, "confidence_threshold": 0.1}
+    given["shared_contexts"] = 9
     plan = parse_options({"method": "lookup", "goodput": True, **given}).resolve(TARGET)
     assert plan.lookup == LookupOptions(**given)
     assert plan.goodput is not None
@@ -43,6 +44,7 @@ def test_no_exit_drafts() -> None:
         ({"prompt_lookup_min": 0}, "choose a whole number from 1 to 16."),
         ({"prompt_lookup_min": "3"}, "choose a whole number from 1 to 16."),
         ({"confidence_threshold": 1.5}, "choose a probability between 0 and 1, such as 0.4."),
+        ({"shared_contexts": -1}, "choose a whole number from 0 to 4194304."),
         ({"goodput": 3}, "choose true or false, or give an object of its keys."),
     ],
 )

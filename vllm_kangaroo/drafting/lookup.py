@@ -1,9 +1,9 @@
-"""Drafts that are looked up: in a request's own text, where its newest tokens stood before, and in a table of n-grams.
+"""Drafts that are looked up: in a request's own text, where its newest tokens stood before, and in n-grams that were counted.
 
 Such drafts cost no pass (prompt lookup: Saxena 2023; suffix decoding: arXiv 2411.04975). They are good where a request repeats
 its prompt or itself, or says what the model often says, and worthless elsewhere; so each comes with a probability, and
 each request learns as it goes how far to trust it. Below that trust the exit drafts instead. Host only: no torch, no vLLM.
-Nothing but the request's own tokens and the table decides, so that all ranks of an engine find the same.
+Nothing but tokens decides, the request's own, or those of all requests where they share, so that all ranks of an engine find the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from vllm_kangaroo.drafting import ngram_table
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
-from vllm_kangaroo.drafting.lookup_trust import TABLE, LookupTrust, class_of
+from vllm_kangaroo.drafting.lookup_trust import SHARED, TABLE, LookupTrust, class_of
 from vllm_kangaroo.drafting.ngram_table import NgramTable
+from vllm_kangaroo.drafting.shared_ngrams import SharedNgrams
 from vllm_kangaroo.drafting.text_index import TextIndex
 from vllm_kangaroo.ladder.counters import LadderCounters
 
@@ -28,7 +29,7 @@ HEAVIEST = 10
 AGREED = 0.5
 """Share of the doubt about the likelier of two equal proposals that the other takes away, at its own probability."""
 CONTRADICTED = 0.75
-"""What is left of a proposal's probability if the other source proposes another token."""
+"""What is left of a proposal's probability for each other source that proposes another token."""
 
 
 class Draft(NamedTuple):
@@ -44,12 +45,19 @@ class Draft(NamedTuple):
 class RequestLookup:
     """Text, trust and newest proposal of one request."""
 
-    def __init__(self, options: LookupOptions, table: NgramTable | None = None) -> None:
+    def __init__(
+        self,
+        options: LookupOptions,
+        table: NgramTable | None = None,
+        shared: SharedNgrams | None = None,
+    ) -> None:
         self.text = TextIndex()
         self.trust = LookupTrust()
         self._least = options.prompt_lookup_min
         self._threshold = options.threshold
-        self._table = table
+        self._shared = shared
+        counted = (TABLE, table), (SHARED, shared)
+        self._counted = [(kind, ngrams) for kind, ngrams in counted if ngrams is not None]
         self._expected: list[Draft] = []
         """What is to come if the newest proposal is right, whether it was made or not."""
         self.survivals: list[float] = []
@@ -71,7 +79,11 @@ class RequestLookup:
         # Every token of a step but its last is a draft that was accepted.
         accepted = min(len(self.survivals), max(0, len(tokens) - 1))
         self._expected, self.survivals = [], []
+        known = len(self.text)
         self.text.extend(tokens)
+        if self._shared is not None:
+            # At first the prompt is observed and one token of the answer with it.
+            self._shared.learn(self.text.tokens, known or max(0, len(tokens) - 1))
         return accepted
 
     def propose(self, most: int, stop_ids: Collection[int | None] = ()) -> list[int]:
@@ -112,22 +124,25 @@ class RequestLookup:
     def _next(
         self, places: list[tuple[int, int]], following: list[int], drafted: int, newest: list[int]
     ) -> Draft | None:
-        """The likeliest next token: what follows at most of the places that match the longest, or what the table has."""
-        own = self._elected(places, following, drafted) if places else None
-        known = None if self._table is None else self._table.after(newest)
-        if known is None:
-            return own
-        token, probability = known
-        other = Draft(token, TABLE, self.trust.of_table(probability))
-        if own is None:
-            return other
-        better, worse = (own, other) if own.probability >= other.probability else (other, own)
-        likely = better.probability
-        if better.token == worse.token:
-            likely += AGREED * (1.0 - likely) * worse.probability
-        else:
-            likely *= CONTRADICTED
-        return better._replace(probability=likely)
+        """The likeliest of what follows at most of the places that match the longest, and of what was counted."""
+        found = [self._elected(places, following, drafted)] if places else []
+        for kind, ngrams in self._counted:
+            known = ngrams.after(newest)
+            if known is not None:
+                token, probability = known
+                found.append(Draft(token, kind, self.trust.scaled(kind, probability)))
+        if not found:
+            return None
+        best = max(found, key=lambda draft: draft.probability)
+        likely = best.probability
+        for other in found:
+            if other is best:
+                continue
+            if other.token == best.token:
+                likely += AGREED * (1.0 - likely) * other.probability
+            else:
+                likely *= CONTRADICTED
+        return best._replace(probability=likely)
 
     def _elected(self, places: list[tuple[int, int]], following: list[int], drafted: int) -> Draft:
         votes: dict[int, float] = {}
@@ -163,6 +178,9 @@ class Lookups:
         self._options = options
         self._counters = counters
         self._table = table
+        most = options.shared_contexts
+        self.shared = SharedNgrams(most) if most else None
+        """What requests learn of each other; None if nothing."""
         self._requests: dict[str, RequestLookup] = {}
 
     def __len__(self) -> int:
@@ -184,7 +202,9 @@ class Lookups:
         """
         own, counters = self._requests.get(request_id), self._counters
         if own is None or not own.text.begins(tokens):
-            own = self._requests[request_id] = RequestLookup(self._options, self._table)
+            own = self._requests[request_id] = RequestLookup(
+                self._options, self._table, self.shared
+            )
         counters.lookup_accepted += own.observe(tokens[len(own.text) :].tolist())
         drafts = own.propose(most, stop_ids)
         counters.lookup_rounds += bool(drafts)

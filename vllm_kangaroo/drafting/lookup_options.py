@@ -35,6 +35,15 @@ NgramFile = Annotated[
         "Default: `ngrams.safetensors` in the directory of the draft exit's adapter, if it is there; false takes none.",
     ),
 ]
+SharedContexts = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=2**22,
+        description="Contexts of all requests' answers that are remembered, the newest, and drafted from in other requests: "
+        "65536 take some 10 MB. 0 keeps requests apart; with more, a seeded request's draws may depend on others.",
+    ),
+]
 BESIDE_EXIT, ALONE, WEIGHED = 0.4, 0.2, 0.05
 """Thresholds by default: where an exit drafts otherwise, where none does, and under goodput control."""
 NGRAM_FILE = "ngrams.safetensors"
@@ -50,6 +59,7 @@ class LookupOptions(BaseModel):
         "lookup.num_speculative_tokens": "choose a whole number of at least 1, such as 10",
         "lookup.prompt_lookup_min": "choose a whole number from 1 to 16",
         "lookup.confidence_threshold": "choose a probability between 0 and 1, such as 0.4",
+        "lookup.shared_contexts": f"choose a whole number from 0 to {2**22}",
         "lookup.ngrams": "give the path of a table of 'vllm-kangaroo train ngrams', or false",
     }
 
@@ -61,6 +71,7 @@ class LookupOptions(BaseModel):
     prompt_lookup_min: MatchLength = 1
     confidence_threshold: Confidence = None
     ngrams: NgramFile = None
+    shared_contexts: SharedContexts = 0
 
     @property
     def threshold(self) -> float:

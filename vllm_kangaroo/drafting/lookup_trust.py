@@ -21,6 +21,8 @@ PRIOR = (
 """Share of drafts that were right, by class of match and share of the votes: of SmolLM2's answers to 306 prompts."""
 TABLE = len(PRIOR)
 """The class of drafts of an n-gram table, which knows their probabilities itself."""
+SHARED = TABLE + 1
+"""The class of drafts from the answers of all requests."""
 MOST = 0.98
 
 _CLASS_OF = tuple(bisect_right(MATCHES, match) - 1 for match in range(MATCHES[-1] + 1))
@@ -40,18 +42,15 @@ class LookupTrust:
     """What is left of a class's experience after each draft: a request may turn from quoting to writing."""
 
     def __init__(self) -> None:
-        self._right = [self.WEIGHT] * (TABLE + 1)
-        self._expected = [self.WEIGHT] * (TABLE + 1)
+        self._right = [self.WEIGHT] * (SHARED + 1)
+        self._expected = [self.WEIGHT] * (SHARED + 1)
 
     def of_match(self, kind: int, share: float) -> float:
         """Probability of a draft for which places of this class of match have this share of the votes."""
-        return self._scaled(kind, PRIOR[kind][bisect_right(SHARES, share)])
+        return self.scaled(kind, PRIOR[kind][bisect_right(SHARES, share)])
 
-    def of_table(self, probability: float) -> float:
-        """Probability of a draft that an n-gram table gives this one."""
-        return self._scaled(TABLE, probability)
-
-    def _scaled(self, kind: int, probability: float) -> float:
+    def scaled(self, kind: int, probability: float) -> float:
+        """Probability in this request of a draft that has this one in general."""
         return min(MOST, probability * self._right[kind] / self._expected[kind])
 
     def learn(self, kind: int, probability: float, right: bool) -> None:

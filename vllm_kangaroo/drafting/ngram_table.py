@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST = 3
+LONGEST = 4
 """Tokens of a context at most."""
 CERTAIN = 255
 """A probability of 1 as it is stored."""

@@ -6,7 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vllm_kangaroo.drafting.lookup_options import Confidence, LookupOptions, MatchLength, NgramFile
+from vllm_kangaroo.drafting.lookup_options import (
+    Confidence,
+    LookupOptions,
+    MatchLength,
+    NgramFile,
+    SharedContexts,
+)
 from vllm_kangaroo.goodput import goodput_options
 from vllm_kangaroo.goodput.goodput_options import GoodputSetting
 from vllm_kangaroo.methods.method import Method
@@ -21,6 +27,7 @@ class LookupMethodOptions(MethodOptions):
         "num_speculative_tokens": "choose a whole number of at least 1, such as 8",
         "prompt_lookup_min": LookupOptions.remedies["lookup.prompt_lookup_min"],
         "confidence_threshold": LookupOptions.remedies["lookup.confidence_threshold"],
+        "shared_contexts": LookupOptions.remedies["lookup.shared_contexts"],
         "ngrams": LookupOptions.remedies["lookup.ngrams"],
     }
     method: Literal["lookup"] = "lookup"
@@ -28,6 +35,7 @@ class LookupMethodOptions(MethodOptions):
     prompt_lookup_min: MatchLength = 1
     confidence_threshold: Confidence = None
     ngrams: NgramFile = None
+    shared_contexts: SharedContexts = 0
     goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
@@ -37,6 +45,7 @@ class LookupMethodOptions(MethodOptions):
             prompt_lookup_min=self.prompt_lookup_min,
             confidence_threshold=self.confidence_threshold,
             ngrams=self.ngrams,
+            shared_contexts=self.shared_contexts,
         )
         return EarlyExitPlan(
             method="lookup",
