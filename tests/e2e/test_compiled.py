@@ -7,6 +7,7 @@ takes a minute and more to start, so each has several things to show: see :data:
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from vllm import envs
+from vllm.compilation.counter import compilation_counter as counter
 
 from tests.e2e.checkpoints import make_adapter, make_memory_adapter, make_model
 from tests.e2e.engines import Engine, Engines, Gain, endings, sampling, tokens_of
@@ -25,6 +28,7 @@ from tests.e2e.test_structured import ENGINE as GRAMMARS
 from tests.e2e.test_structured import constrained
 from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.cli import main as cli
+from vllm_kangaroo.integration.passes.compile_cache import KERNELS
 from vllm_kangaroo.integration.register import live
 from vllm_kangaroo.integration.register.seam import Seam
 from vllm_kangaroo.integration.register.seams import SEAMS
@@ -65,13 +69,30 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 class Pair:
-    """An engine that drafts, the same with eager passes (started when asked for), and what vLLM alone has to say."""
+    """An engine that drafts, others like it (started when asked for), and what vLLM alone has to say.
+
+    Args:
+        another: starts an engine with other arguments or another ``num_speculative_tokens``.
+    """
 
     def __init__(
-        self, plain: Engine, ours: Engine, eager: Callable[[], Engine], drafter: str
+        self,
+        plain: Engine,
+        ours: Engine,
+        drafter: str,
+        another: Callable[..., Engine],
     ) -> None:
-        self.plain, self.ours, self.eager, self.drafter = plain, ours, eager, drafter
+        self.plain, self.ours, self.drafter = plain, ours, drafter
+        self._another = another
         self._said: dict[str, list[Any]] = {}
+
+    def eager(self) -> Engine:
+        """The same with eager passes."""
+        return self._another(enforce_eager=True)
+
+    def with_drafts(self, count: int) -> Engine:
+        """The same with another number of drafts, which changes no pass."""
+        return self._another(num_speculative_tokens=count)
 
     def expected(self, name: str, params: Any) -> list[Any]:
         """Of vLLM alone, for all prompts."""
@@ -115,14 +136,13 @@ def pair(
     assert ours.ladder.joined is not None, "the passes are not compiled"
     if "goodput" in config:
         fix(ours, draft=0.02)
-    eager = arguments | {"enforce_eager": True}
-    plain = engines.plain(model=target, **eager)
-    return Pair(
-        plain,
-        ours,
-        lambda: engines.get(model=target, speculative_config=config, **eager),
-        request.param,
-    )
+    plain = engines.plain(model=target, **arguments | {"enforce_eager": True})
+
+    def another(num_speculative_tokens: int = 4, **others: Any) -> Engine:
+        given = config | {"num_speculative_tokens": num_speculative_tokens}
+        return engines.get(model=target, speculative_config=given, **arguments | others)
+
+    return Pair(plain, ours, request.param, another)
 
 
 def check(gain: Gain) -> None:
@@ -196,6 +216,26 @@ def test_a_step_without_drafts_is_one_graph(pair: Pair, monkeypatch: pytest.Monk
     with pair.ours.drafting():
         assert tokens_of(pair.ours.generate(PROMPTS, **OPTIONS)) == expected
     assert passes["joined"] > 0
+
+
+def test_the_next_engine_loads_what_was_compiled(pair: Pair) -> None:
+    """As after a restart; a vLLM of its CPU build alone compiles again."""
+    if pair.drafter != "adapter":
+        pytest.skip("once is enough")
+    compiled, loaded = counter.num_aot_compiles, counter.num_aot_artifacts_loaded
+    again = pair.with_drafts(3)
+    assert again.ladder.joined is not None, "the passes are not compiled"
+    assert counter.num_aot_compiles == compiled, "a pass was compiled again"
+    assert counter.num_aot_artifacts_loaded - loaded == 4
+    assert again.ladder is not pair.ours.ladder
+    expected = tokens_of(pair.expected("churn", sampling(**OPTIONS)))
+    with again.drafting() as gain:
+        assert tokens_of(again.generate(PROMPTS, **OPTIONS)) == expected
+    check(gain)
+    # Kernels lie where all passes look for them.
+    kept = Path(envs.VLLM_CACHE_ROOT) / "torch_compile_cache" / "torch_aot_compile" / KERNELS
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) == kept
+    assert len(list(kept.rglob("*.so"))) > 4
 
 
 def test_aborts_and_requests_that_join(pair: Pair) -> None:

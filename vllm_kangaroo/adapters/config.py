@@ -5,6 +5,7 @@ This module imports no torch, so that options and command lines can check an ada
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -122,6 +123,13 @@ class AdapterConfig(BaseModel):
                 "leave it out to draft all tokens"
             )
         return self
+
+    @property
+    def shape(self) -> str:
+        """A short hash of all that shapes a pass with the adapter in it: another text where its graph is another."""
+        left_out = {"format_version", "calibration", "target", "training"}
+        text = self.model_dump_json(exclude=left_out)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def kind(self) -> AdapterKind:

@@ -175,6 +175,7 @@ class KangarooHead(ExitHead):
     ) -> None:
         super().__init__(cut, vllm_config)
         self.config = config
+        self.shape = config.shape
         window = window_at(cut.target, config.exit_layer)
         self.adapter = AdapterLayer(config, vllm_config, layer_index, window)
         self.memory_width = config.hidden_size if config.kind.memory else 0

@@ -27,6 +27,8 @@ class ExitHead(nn.Module):
     """Columns of :meth:`remember`'s result, which passes with logits take as one more input; 0 if none is needed."""
     memory_columns: slice = slice(0, 0)
     """Where they stand in a row, in which the heads of all exits lie side by side."""
+    shape: str = ""
+    """Tells checkpoints apart whose passes are compiled differently: one that is trained anew keeps its path."""
 
     def __init__(self, cut: Cut, vllm_config: VllmConfig) -> None:
         super().__init__()

@@ -198,10 +198,12 @@ def _passes(
 ) -> TierPasses:
     top = len(ranges) - 1
     between = range(1, top)
+    shapes = [head.shape for head in heads if head.shape]
 
     def made(kind: type[passes.Pass], tier: int, /, **parts: Any) -> Any:
-        # The plan's exits and adapters are part of the config's hash, which is part of the compile cache's key.
-        return compiled(kind, f"tier {tier + 1}", vllm_config, **parts)
+        # The plan's exits and paths of adapters are part of the config's hash, which is part of the compile cache's key.
+        label = " ".join((f"tier {tier + 1}", *shapes))
+        return compiled(kind, label, vllm_config, **parts)
 
     def with_head(kind: type[passes.Pass], tier: int) -> Any:
         return made(kind, tier, tier=ranges[tier], head=heads[tier])

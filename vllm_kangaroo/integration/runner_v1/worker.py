@@ -11,6 +11,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
 from vllm_kangaroo.integration.goodput import figures
+from vllm_kangaroo.integration.passes import compile_cache
 from vllm_kangaroo.integration.runner_v1.executor import DRAFTS
 from vllm_kangaroo.integration.runner_v1.runner import (
     EarlyExitCPUModelRunner,
@@ -80,6 +81,7 @@ class EarlyExitCPUWorker(EarlyExitWorkerMixin, CPUWorker):
         """Build vLLM's runner and adopt it."""
         super().init_device()
         cpu_sampling.install()
+        compile_cache.install()
         self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitCPUModelRunner)
 
 

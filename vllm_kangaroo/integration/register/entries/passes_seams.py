@@ -80,6 +80,20 @@ SEAMS: tuple[Seam, ...] = (
         until="vLLM's wrapper costs a short pass nothing",
         live="compiled pass",
     ),
+    Seam(
+        "vllm.compilation.decorators:_try_load_aot_compiled_fn",
+        "wrapped",
+        "On the CPU vLLM loads no function that it has kept: it calls finalize_loading of one that has none. Passes share "
+        "their kernels.",
+        ("model", "aot_compilation_path"),
+        process=("worker",),
+        until="vLLM loads what it keeps on a CPU, and its compiled functions share Inductor's cache",
+    ),
+    _called(
+        "torch._dynamo.aot_compile_types:BundledAOTAutogradSerializableCallable",
+        why="What vLLM reads on a CPU; it is given a finalize_loading, which does nothing, while vLLM loads a pass.",
+        until="vLLM loads what it keeps on a CPU",
+    ),
     _read(
         "torch._dynamo.aot_compile:AOTCompiledFunction",
         why="The function in it, without the check of guards.",
