@@ -22,11 +22,36 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 E2E = Path(__file__).parent / "e2e"
+DEAR = (
+    "test_compiled",
+    "test_ray_serve",
+    "test_tensor_parallel",
+    "test_demo_e2e",
+    "test_serve",
+    "test_churn",
+    "test_ray",
+    "test_answers",
+    "test_sessions",
+    "test_api_servers",
+    "test_unused",
+)
+"""Modules with engines that take over a minute, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/e2e, and run it last: the quick tests report first."""
+    """Mark what lies in tests/e2e, and run it last: the quick tests report first.
+
+    Of the rest the longest modules begin. They are handed out in this order to whichever worker is free, and a module
+    stays whole: a long one that began last would leave the other worker idle.
+    """
     for item in items:
         if E2E in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[bool, int]:
+    if item.get_closest_marker("e2e") is None:
+        return False, 0
+    name = item.path.stem
+    return True, DEAR.index(name) if name in DEAR else len(DEAR)
