@@ -123,6 +123,16 @@ class MethodOptions(BaseModel):
         """
         raise NotImplementedError
 
+    def plan(self, **parts: Any) -> EarlyExitPlan:
+        """A plan of ``parts``, and of those options beside them that a plan has under the same name."""
+        fields = EarlyExitPlan.model_fields
+        own = {name: getattr(self, name) for name in type(self).model_fields if name in fields}
+        return EarlyExitPlan(**own | parts)
+
+    def tokens_per_round(self, drafts: int) -> int | None:
+        """Drafts between intermediate verifications where ``drafts`` are the most of a round; None if there are none."""
+        return None
+
     def adapter_wanted(self) -> str | None:
         """The option whose adapter is looked for beside the model, because neither it nor another exit is named."""
         return None

@@ -66,6 +66,12 @@ def configs(costs: Any, head: Any, exits: Any, most: int) -> Iterator[dict[str, 
             yield {"method": "blind", "exit_layer": head.exit_layer, "per_round": drafts}
 
 
+def timed(costs: Any, timer: Any) -> Any:
+    config = {"method": "blind", "exit_layer": timer.exits[0], "per_round": 4}
+    times = timer.run("blind guesses", config)
+    return costs.model_copy(update={"check_base": times.seconds - timer.prefill})
+
+
 def replay(record: Any, head: Any, config: Any) -> Work:
     from vllm_kangaroo.profile.draft_replay import kangaroo
 
@@ -92,4 +98,5 @@ BLIND = Method(
     search="tests.methods.blind",
     plot_colour="C8",
     drafting_only=frozenset({"per_round"}),
+    tiny={"per_round": 5},
 )

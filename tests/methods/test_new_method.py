@@ -89,6 +89,7 @@ print(json.dumps({
     "all": speculative_configs(
         ALL, None, drafting=TINY.drafting(), adapter=None, exit_layer=2
     ),
+    "shown with": TINY.drafting()["blind"],
     "title": view.title("blind"),
     "colour": view.COLOURS["guess"],
     "origins": chosen,
@@ -111,7 +112,8 @@ def test_demo_and_other_commands_know_it() -> None:
     )
     assert f"{NAMES}, or none" in " ".join(found["replay"].replace("│", "").split())
     assert list(found["all"]) == ["kangaroo", "hispec", "blind"]
-    assert found["all"]["blind"] == {"method": "blind", "exit_layer": 2}
+    assert found["all"]["blind"] == {"method": "blind", "per_round": 5, "exit_layer": 2}
+    assert found["shown with"] == {"per_round": 5}
     assert "exit_layer" not in found["all"]["hispec"]
     assert (found["title"], found["colour"]) == ("Blind Guess", "#f0e442")
     assert found["origins"] == ["target", "guess", "guess", "target"]

@@ -37,6 +37,7 @@ from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summaris
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.laps_sd.trace import TraceRequest
+from vllm_kangaroo.options import parse_options
 from vllm_kangaroo.provenance import of_measurement
 
 Advance = Callable[[int], None]
@@ -115,10 +116,8 @@ def measure_goodput(
 
 
 def _per_round(config: Mapping[str, Any], length: int) -> int | None:
-    """HiSpec's N_d with an intermediate exit, which fits any length."""
-    if config["method"] != "hispec" or config.get("intermediate_verification") is False:
-        return None
-    return min(length, int(config.get("draft_tokens_per_round", 2)))
+    """Drafts between intermediate verifications, which fit any length."""
+    return parse_options(config).tokens_per_round(length)
 
 
 def _load(

@@ -26,6 +26,7 @@ from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
 from vllm_kangaroo.bench.statistics import Acceptance, Spread
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
+from vllm_kangaroo.methods.hispec import HISPEC
 from vllm_kangaroo.options import OptionError
 from vllm_kangaroo.provenance import Provenance, of_measurement
 
@@ -129,7 +130,7 @@ def config_of(
     if draft_adapter is not None:
         exits["draft_adapter"] = str(draft_adapter)
     return {
-        "method": "hispec",
+        "method": HISPEC.name,
         "draft_exit_layer": draft_exit,
         "num_speculative_tokens": most,
         "confidence_threshold": threshold,

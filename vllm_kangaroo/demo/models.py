@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_kangaroo import demo_model, tiny_model
 from vllm_kangaroo.demo import smollm2
+from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.options import parse_options
 
 _HERE = Path(__file__).parent
@@ -31,12 +32,11 @@ class DemoModel:
     """Whether a demo would wait longer for compiled engines than it gains by them."""
 
 
-# The tiny model spreads its probability widely, so that η = 0.6 would stop drafts it would have accepted.
-_TINY_DRAFTING: dict[str, dict[str, Any]] = {
-    "kangaroo": {"num_speculative_tokens": 5, "confidence_threshold": 0.05},
-    "hispec": {"draft_exit_layer": 1, "verify_exit_layer": 3},
-}
-TINY = DemoModel("tiny", tiny_model, _HERE / "prompts.json", lambda: _TINY_DRAFTING, rounds=2)
+def _tiny_drafting() -> dict[str, Mapping[str, Any]]:
+    return {name: each.tiny for name, each in METHODS.items() if each.tiny is not None}
+
+
+TINY = DemoModel("tiny", tiny_model, _HERE / "prompts.json", _tiny_drafting, rounds=2)
 SMOLLM2 = DemoModel(
     "smollm2", demo_model, _HERE / "smollm2_prompts.json", smollm2.drafting, rounds=1, eager=True
 )

@@ -117,6 +117,10 @@ class HiSpecOptions(MethodOptions):
             adapter,
         )
 
+    def tokens_per_round(self, drafts: int) -> int | None:
+        """N_d, or the buffer if that is smaller."""
+        return min(self.draft_tokens_per_round, drafts) if self.intermediate_verification else None
+
     def _refuse_intermediate_settings(self) -> None:
         for key in ("verify_exit_layer", "verify_adapter", "draft_tokens_per_round"):
             if key in self.model_fields_set:
@@ -149,16 +153,12 @@ class HiSpecOptions(MethodOptions):
         adapters = tuple(
             None if path is None else str(Path(path).expanduser()) for path in adapters
         )
-        return EarlyExitPlan(
-            method="hispec",
+        return self.plan(
             exits=exits,
             adapters=adapters,
-            num_speculative_tokens=self.num_speculative_tokens,
             confidence_threshold=threshold_of(draft_adapter, self.confidence_threshold),
             tokens_per_round=per_round,
-            draft_sample_method=self.draft_sample_method,
             lookup=settled_lookup(self, self.lookup, target, adapter=adapters[0]),
-            goodput=self.goodput,
         )
 
 
@@ -172,4 +172,5 @@ HISPEC = Method(
     on_v2=True,
     search="vllm_kangaroo.profile.hispec_search",
     plot_colour="C3",
+    tiny={"draft_exit_layer": 1, "verify_exit_layer": 3},
 )

@@ -47,14 +47,12 @@ class LookupMethodOptions(MethodOptions):
             ngrams=self.ngrams,
             shared_contexts=self.shared_contexts,
         )
-        return EarlyExitPlan(
-            method="lookup",
+        return self.plan(
             exits=(target.num_hidden_layers,) * 2,
             adapters=(None,),
             num_speculative_tokens=0,
             confidence_threshold=0.0,
             lookup=settled_lookup(self, lookup, target, exit_drafts=False),
-            goodput=self.goodput,
         )
 
 

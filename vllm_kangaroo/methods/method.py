@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm_kangaroo.methods.origin import Chooser
 from vllm_kangaroo.options import EarlyExitPlan, MethodOptions
@@ -42,6 +42,9 @@ class Method:
     ``package.module``; None leaves the method out of profiles."""
     plot_colour: str = "C4"
     """Of its curve in the plot of a profile, as matplotlib names colours."""
+
+    tiny: Mapping[str, Any] | None = None
+    """Options that suit the demo's small model, which is shown with them; None if it has none for this method."""
 
     @property
     def has_exits(self) -> bool:

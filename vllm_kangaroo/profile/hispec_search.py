@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_kangaroo.profile.costs import CostModel, HeadCost, hispec_seconds
+from vllm_kangaroo.profile.costs import CostModel, HeadCost, hispec_seconds, with_checks
 from vllm_kangaroo.profile.draft_replay import Record, Work, hispec
 from vllm_kangaroo.profile.head_reader import Head
+
+if TYPE_CHECKING:
+    from vllm_kangaroo.profile.time_passes import EngineTimer
 
 PER_ROUND = (1, 2, 3, 4)
 BUFFERS = (2, 3, 4, 6, 8, 12)
@@ -32,6 +35,21 @@ def configs(
                         "draft_tokens_per_round": per_round,
                         "num_speculative_tokens": buffer,
                     }
+
+
+def timed(costs: CostModel, timer: EngineTimer) -> CostModel:
+    low, high = timer.exits[0], timer.exits[-1]
+    if high == low:
+        return costs
+    config = {
+        "method": "hispec",
+        "draft_exit_layer": low,
+        "verify_exit_layer": high,
+        "draft_tokens_per_round": 2,
+        "num_speculative_tokens": 4,
+    }
+    times = timer.run(f"HiSpec, exits {low} and {high}", config)
+    return with_checks(costs, timer.prefill, (low, high), times)
 
 
 def replay(record: Record, head: Head, config: Mapping[str, Any]) -> Work:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_kangaroo.methods import METHODS
 from vllm_kangaroo.profile.costs import CostModel, HeadCost
 from vllm_kangaroo.profile.draft_replay import Record, Work
 from vllm_kangaroo.profile.head_reader import Head
+
+if TYPE_CHECKING:
+    from vllm_kangaroo.profile.time_passes import EngineTimer
 
 
 class MethodSearch(Protocol):
@@ -23,6 +26,10 @@ class MethodSearch(Protocol):
             exits: those that bare heads were measured at.
             most: the largest number of drafts.
         """
+        ...
+
+    def timed(self, costs: CostModel, timer: EngineTimer) -> CostModel:
+        """The costs with those of what this method does beside drafts and verifications; as given if it does nothing."""
         ...
 
     def replay(self, record: Record, head: Head, config: Mapping[str, Any]) -> Work:

@@ -12,14 +12,7 @@ from rich.console import Console
 
 from vllm_kangaroo.bench.engines import EngineSettings, device
 from vllm_kangaroo.console import Progress, telling
-from vllm_kangaroo.profile.costs import (
-    CostModel,
-    EngineTimes,
-    HeadCost,
-    fit,
-    head_cost,
-    with_checks,
-)
+from vllm_kangaroo.profile.costs import CostModel, HeadCost
 from vllm_kangaroo.profile.draft_replay import Record
 from vllm_kangaroo.profile.head_reader import Head, Reader, heads_of
 from vllm_kangaroo.profile.plot import draw
@@ -32,6 +25,7 @@ from vllm_kangaroo.profile.profile_results import (
     Verification,
 )
 from vllm_kangaroo.profile.search import Prediction, best_of_each, predict
+from vllm_kangaroo.profile.time_passes import Prompts, time_passes
 from vllm_kangaroo.profile.timing import Advance, Stopwatch
 from vllm_kangaroo.provenance import of_measurement
 from vllm_kangaroo.training.data.documents import read_documents
@@ -44,8 +38,6 @@ from vllm_kangaroo.training.run.target import Target, TargetError
 _WINDOW = 256
 _TEXT_PROMPT = 64  # tokens of a plain text that are given as a prompt
 _CANDIDATES = 8
-
-Prompts = Sequence[Sequence[int]]
 
 
 def profile(options: ProfileOptions, console: Console) -> ProfileResult:
@@ -71,7 +63,8 @@ def profile(options: ProfileOptions, console: Console) -> ProfileResult:
         with telling(console, "starting vLLM alone"):
             watch = Stopwatch(settings, options.tokens, options.repeats)
             stack.enter_context(watch)
-        answers, costs, adapter_costs = _time(options, watch, heads, layers, choosing, console)
+        timed = time_passes(watch, heads, layers, choosing, options.max_drafts, console)
+        answers, costs, adapter_costs = timed.answers, timed.costs, timed.adapters
         with telling(console, "reading the exits with transformers"):
             read = _Exits(options, heads)
             text = read.reader.measure(windows)
@@ -188,53 +181,6 @@ def _windows(options: ProfileOptions, vocabulary: int) -> Windows:
             f"the first {len(windows)} windows of the data hold no answer; give more --windows"
         )
     return windows
-
-
-def _time(
-    options: ProfileOptions,
-    watch: Stopwatch,
-    heads: Sequence[Head],
-    layers: int,
-    prompts: Prompts,
-    console: Console,
-) -> tuple[list[list[int]], CostModel, dict[str, HeadCost]]:
-    """Time engines that draft without a threshold; returns vLLM's answers and the costs."""
-    alone, beside = (watch.answers(prompts, engines) for engines in (1, 2))
-    with Progress(console, "timing vLLM alone", alone, unit="answers") as progress:
-        answers, plain = watch.alone(prompts, progress.advance)
-
-    def run(what: str, config: dict[str, Any]) -> EngineTimes:
-        with Progress(console, f"timing {what}", beside, unit="answers") as progress:
-            return watch.drafting(config, prompts, plain.seconds, progress.advance)[0]
-
-    def kangaroo(drafts: int, **which: Any) -> EngineTimes:
-        config = {"num_speculative_tokens": drafts, "confidence_threshold": 0.0, **which}
-        where = ", ".join(f"{key} {value}" for key, value in which.items())
-        return run(f"{drafts} drafts, {where}", {"method": "kangaroo", **config})
-
-    exits = [head.exit_layer for head in heads if head.adapter is None]
-    low, high, most = exits[0], exits[-1], options.max_drafts
-    one, many = kangaroo(1, exit_layer=low), kangaroo(most, exit_layer=low)
-    deep = (high, kangaroo(most, exit_layer=high)) if high > low else None
-    costs = fit(layers, len(prompts), plain, (low, one), (low, many), deep)
-    if high > low:
-        config = {
-            "method": "hispec",
-            "draft_exit_layer": low,
-            "verify_exit_layer": high,
-            "draft_tokens_per_round": 2,
-            "num_speculative_tokens": 4,
-        }
-        times = run(f"HiSpec, exits {low} and {high}", config)
-        costs = with_checks(costs, plain.first_seconds, (low, high), times)
-    adapters = {
-        head.name: head_cost(
-            costs, plain.first_seconds, head.exit_layer, kangaroo(most, model=str(head.adapter))
-        )
-        for head in heads
-        if head.adapter is not None
-    }
-    return answers, costs, adapters
 
 
 class _Exits:
