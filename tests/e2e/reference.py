@@ -49,6 +49,7 @@ class Reference:
         self.cut.config = copy.deepcopy(self.cut.config)
         self.cut.config.num_hidden_layers = exit_layer
         self.cut.norm = nn.Identity()
+        self._verified: list[tuple[list[int], Tensor]] = []
 
     @torch.inference_mode()
     def exit_states(self, token_ids: Sequence[int]) -> Tensor:
@@ -56,26 +57,37 @@ class Reference:
         return self.cut(torch.tensor([list(token_ids)])).last_hidden_state[0]
 
     @torch.inference_mode()
-    def exit_logits(self, token_ids: Sequence[int], committed: int | None = None) -> Tensor:
+    def exit_logits(
+        self, token_ids: Sequence[int], committed: int | None = None, last: int = 0
+    ) -> Tensor:
         """Logits of the exit head, ``[tokens, V]``; minus infinity outside of a reduced vocabulary.
 
         Args:
             committed: how many tokens were there when the round began, of which the last has not been verified: an
                 adapter with a memory remembers the one before it.
+            last: only those of so many last tokens.
         """
         states = self.exit_states(token_ids)
         if self.adapter is None:
-            return self._head(self.model.model.norm(states))
+            return self._head(self.model.model.norm(states)[-last:])
         memory = None
         if self.adapter.memory is not None:
             assert committed is not None
-            last = self.final_states(token_ids[: committed - 1])[-1]
-            memory = last.expand(1, len(states), -1)
-        logits = self._head(self.adapter(states[None], memory=memory)[0])
+            memory = self._state_of_last(token_ids[: committed - 1]).expand(1, len(states), -1)
+        logits = self._head(self.adapter(states[None], memory=memory)[0, -last:])
         vocab = self.adapter.draft_vocab
         if vocab is None:
             return logits
         return torch.full_like(logits, float("-inf")).index_copy_(1, vocab, logits[:, vocab])
+
+    def _state_of_last(self, token_ids: Sequence[int]) -> Tensor:
+        """The final state of the last token. One run over a long text has those of all that it begins with."""
+        ids = list(token_ids)
+        for known, states in self._verified:
+            if known[: len(ids)] == ids:
+                return states[len(ids) - 1]
+        self._verified.append((ids, self.final_states(ids)))
+        return self._verified[-1][1][-1]
 
     @torch.inference_mode()
     def final_states(self, token_ids: Sequence[int]) -> Tensor:
@@ -137,11 +149,11 @@ def check_rounds(rounds: Sequence[Round], reference: Reference, threshold: float
     Output cannot tell: a wrong draft is rejected. This is what sees stale or foreign KV below the exit.
     """
     assert rounds
-    for each in rounds:
+    for each in sorted(rounds, key=lambda each: -len(each.tokens)):
         count = len(each.drafts)
         assert 1 <= count <= each.limit
-        logits = reference.exit_logits(each.tokens + each.drafts[:-1], len(each.tokens))
-        logits = logits[-count:].float()
+        text = each.tokens + each.drafts[:-1]
+        logits = reference.exit_logits(text, len(each.tokens), count).float()
         chosen = logits.gather(1, torch.tensor(each.drafts)[:, None])[:, 0]
         assert (logits.max(dim=1).values - chosen).max() < NEAR, "a draft is not the exit's choice"
         confidence = (chosen - logits.logsumexp(dim=1)).exp()

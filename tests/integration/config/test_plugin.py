@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +18,21 @@ from vllm_kangaroo.integration.config import plugin
 
 pytestmark = pytest.mark.slow
 
-DUMP = """
-import dataclasses, json, sys
+SCRIPT = """
+import contextlib, dataclasses, io, json, sys
+from vllm_kangaroo.integration.register import cpu_distribution
+cpu_distribution.answer()  # without it vllm's command does not run at all on its CPU build
+from vllm.entrypoints.cli import main
+
+model, marker, commands = sys.argv[1:]
+helps = {}
+for command, flag in json.loads(commands):
+    sys.argv = ["vllm", *command.split(), flag]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main.main()
+    helps[f"{command} {flag}"] = out.getvalue().splitlines()
+
 from vllm.engine.arg_utils import EngineArgs
 
 def dump(value):
@@ -42,27 +53,11 @@ def dump(value):
 found = {}
 for name, config in {"alone": None, "ngram": {"method": "ngram", "num_speculative_tokens": 3,
                                               "prompt_lookup_max": 3}}.items():
-    args = EngineArgs(model=sys.argv[1], max_model_len=256, speculative_config=config)
+    args = EngineArgs(model=model, max_model_len=256, speculative_config=config)
     engine = args.create_engine_config()
     found[name] = {"hash": engine.compute_hash(), "config": dump(engine)}
-wrapped = [name for name in vars(EngineArgs) if hasattr(getattr(EngineArgs, name), sys.argv[2])]
-json.dump({"found": found, "wrapped": wrapped}, sys.stdout)
-"""
-
-HELP = """
-import contextlib, io, json, sys
-from vllm_kangaroo.integration.register import cpu_distribution
-cpu_distribution.answer()  # without it vllm's command does not run at all on its CPU build
-from vllm.entrypoints.cli import main
-
-found = {}
-for command, flag in json.loads(sys.argv[1]):
-    sys.argv = ["vllm", *command.split(), flag]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        main.main()
-    found[f"{command} {flag}"] = out.getvalue().splitlines()
-json.dump(found, sys.stdout)
+wrapped = [name for name in vars(EngineArgs) if hasattr(getattr(EngineArgs, name), marker)]
+json.dump({"helps": helps, "found": found, "wrapped": wrapped}, sys.stdout)
 """
 HELPS = (
     ("serve", "--help"),
@@ -72,15 +67,14 @@ HELPS = (
 )
 
 
-def start(
-    plugins: str | None, script: str, *arguments: str, base: Mapping[str, str] = os.environ
-) -> subprocess.Popen[str]:
-    """Run a script in a process of its own, with vLLM loading only ``plugins`` (default: all)."""
+def start(plugins: str | None, base: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Run the script in a process of its own, with vLLM loading only ``plugins`` (default: all)."""
     env = {k: v for k, v in base.items() if k != "VLLM_PLUGINS"}
     env |= {"VLLM_LOGGING_LEVEL": "ERROR", "COLUMNS": "100"} | (
         {} if plugins is None else {"VLLM_PLUGINS": plugins}
     )
-    command = [sys.executable, "-c", script, *arguments]
+    arguments = (tiny_model(), "_vllm_kangaroo_original", json.dumps(HELPS))
+    command = [sys.executable, "-c", SCRIPT, *arguments]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE)
 
 
@@ -91,10 +85,16 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return loaded
 
 
-def test_engines_that_do_not_ask_for_it_are_what_they_are_without_it() -> None:
-    arguments = (tiny_model(), "_vllm_kangaroo_original")
-    with_it, without = start(None, DUMP, *arguments), start("", DUMP, *arguments)
-    installed, absent = result(with_it), result(without)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the script found with the plugin and without it."""
+    base = environment(tmp_path_factory.mktemp("alias") / "alias")
+    with_it, without = start(None, base), start("", base)
+    return result(with_it), result(without)
+
+
+def test_engines_that_do_not_ask_for_it_are_what_they_are_without_it(both: Any) -> None:
+    installed, absent = both
     assert absent["wrapped"] == []
     assert "create_engine_config" in installed["wrapped"]
     for name, expected in absent["found"].items():
@@ -103,12 +103,8 @@ def test_engines_that_do_not_ask_for_it_are_what_they_are_without_it() -> None:
         assert expected["config"]["scheduler_config"]["max_num_seqs"] > 0  # the dump goes deep
 
 
-def test_command_lines_differ_by_its_flags_alone(tmp_path: Path) -> None:
-    base = environment(tmp_path)
-    with_it, without = (
-        start(plugins, HELP, json.dumps(HELPS), base=base) for plugins in (None, "")
-    )
-    installed, absent = result(with_it), result(without)
+def test_command_lines_differ_by_its_flags_alone(both: Any) -> None:
+    installed, absent = (each["helps"] for each in both)
     for name, lines in absent.items():
         assert len(lines) > 9, name
         difference = [line for line in difflib.ndiff(lines, installed[name]) if line[0] in "-+?"]

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from vllm_kangaroo import tiny_model
+from vllm_kangaroo.cli import main as cli
 from vllm_kangaroo.training.answers.shards import FINAL, INDEX_FILE, ShardError, exit_key, shards
 
 pytestmark = pytest.mark.slow
@@ -91,12 +93,11 @@ def test_states_are_those_of_the_model(out: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_finished_run_and_another_run(data: Path, out: Path) -> None:
-    again = subprocess.run(command(data, out), capture_output=True, text=True, check=True)
+    again = CliRunner().invoke(cli.app, command(data, out)[3:])
+    assert again.exit_code == 0, again.output
     assert f"{PROMPTS} of {PROMPTS} prompts answered" in again.stdout
-    other = subprocess.run(
-        command(data, out, "--seed", "5"), capture_output=True, text=True, check=False
-    )
-    assert other.returncode == 2 and "seed=0, this run has 5" in other.stderr
+    other = CliRunner().invoke(cli.app, command(data, out, "--seed", "5")[3:])
+    assert other.exit_code == 2 and "seed=0, this run has 5" in other.stderr
 
 
 def test_directories_that_hold_no_answers(tmp_path: Path) -> None:
