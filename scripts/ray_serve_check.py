@@ -1,0 +1,166 @@
+"""Two replicas behind one address: scaled up by load, replaced by a rolling update, one lost; no request may go wrong.
+
+    python scripts/ray_serve_check.py --clients 24
+
+Starts a Ray of its own with the application of ``examples/ray_serve`` and clients that ask without a pause. Every answer must be
+the one that was given before there was any load; a client may be told to ask again only while a replica is dead. Takes some
+minutes on two cores, since each replica starts an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import psutil
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+PORT = 18311
+URL = f"http://127.0.0.1:{PORT}/v1"
+PROMPTS = ("The old man looked at", "Once upon a time", "I would like to", "The train leaves at")
+PATIENCE_S = 900.0
+DEPLOYMENT = {
+    "autoscaling_config": {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 4,
+        "upscale_delay_s": 2,
+        "downscale_delay_s": 600,
+    },
+    "health_check_period_s": 1,
+    "graceful_shutdown_timeout_s": 30,
+}
+
+
+@dataclass
+class Clients:
+    """Threads that ask the same things over and over."""
+
+    right: dict[str, str]
+    stopped: threading.Event = field(default_factory=threading.Event)
+    seen: Counter[str] = field(default_factory=Counter)
+    forgiving: bool = False
+    """Whether a replica is dead just now, so that a request may fail and be asked again."""
+
+    def work(self, number: int) -> None:
+        prompt = PROMPTS[number % len(PROMPTS)]
+        while not self.stopped.is_set():
+            forgiven = self.forgiving
+            said = ask(prompt)
+            if said == self.right[prompt]:
+                self.seen["right"] += 1
+            elif said.startswith("error") and (forgiven or self.forgiving):
+                self.seen["asked again"] += 1
+            else:
+                self.seen["WRONG"] += 1
+                typer.echo(f"WRONG: {prompt!r} -> {said[:300]!r}")
+
+
+def ask(prompt: str) -> str:
+    """The answer, or what went wrong."""
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0}
+    try:
+        answer = httpx.post(f"{URL}/completions", json=body, timeout=300)
+    except httpx.TransportError as error:
+        return f"error: {error!r}"
+    if answer.status_code != 200:
+        return f"error: {answer.status_code} {answer.text}"
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+def engines() -> list[int]:
+    """Engine cores that are running."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] == ["VLLM::EngineCore"]:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait(what: str, done: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not done():
+        if time.monotonic() - began > PATIENCE_S:
+            raise SystemExit(f"{what}: not within {PATIENCE_S:.0f} s")
+        time.sleep(1)
+    typer.echo(f"{what}: after {time.monotonic() - began:.0f} s")
+
+
+def deploy(**engine_kwargs: Any) -> None:
+    """Serve the application, or bring it up to date."""
+    from ray import serve
+    from ray.serve.llm import build_openai_app
+
+    from examples.ray_serve.app import llm_config
+
+    fixed = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
+    app = build_openai_app({"llm_configs": [llm_config(DEPLOYMENT, **fixed | engine_kwargs)]})
+    serve.run_many([serve.RunTarget(app)], wait_for_applications_running=False)
+
+
+def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -> None:
+    """Scale up, update and lose a replica under load."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    from ray import serve
+
+    serve.start(http_options={"port": PORT})
+    try:
+        deploy()
+        wait("one replica", lambda: not ask(PROMPTS[0]).startswith("error"))
+        crowd = Clients({prompt: ask(prompt) for prompt in PROMPTS})
+        threads = [threading.Thread(target=crowd.work, args=[at]) for at in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait("scaled to two", lambda: running() == 2 and len(engines()) == 2)
+            before = set(engines())
+            deploy(max_num_seqs=64)
+            wait("rolled over", lambda: running() == 2 and not before & set(engines()))
+            crowd.forgiving = True
+            [victim, *_] = engines()
+            os.kill(victim, signal.SIGKILL)
+            wait("replaced", lambda: running() == 2 and len(set(engines()) - {victim}) == 2)
+            crowd.forgiving = False
+            time.sleep(10)
+        finally:
+            crowd.stopped.set()
+            for thread in threads:
+                thread.join()
+        typer.echo(", ".join(f"{what}: {count}" for what, count in sorted(crowd.seen.items())))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    raise typer.Exit(bool(crowd.seen["WRONG"]))
+
+
+def running() -> int:
+    """Replicas of the model that Serve calls running."""
+    from ray import serve
+
+    deployments = serve.status().applications["default"].deployments
+    states = deployments["LLMServer:tiny"].replica_states
+    return int(states.get("RUNNING", 0)) if set(states) == {"RUNNING"} else 0
+
+
+if __name__ == "__main__":
+    typer.run(main)
