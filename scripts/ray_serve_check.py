@@ -2,13 +2,14 @@
 
     python scripts/ray_serve_check.py --clients 24
 
-Starts a Ray of its own with the application of ``examples/ray_serve`` and clients that ask without a pause. Every answer must be
-the one that was given before there was any load; a client may be told to ask again only while a replica is dead. Takes some
-minutes on two cores, since each replica starts an engine.
+Starts a Ray of its own with the application of ``examples/ray_serve`` and clients that ask without a pause, every other one for a
+stream. Every answer must be the one that was given before there was any load; a client may be told to ask again only while a
+replica is dead. Takes some minutes on two cores, since each replica starts an engine.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -55,29 +56,61 @@ class Clients:
 
     def work(self, number: int) -> None:
         prompt = PROMPTS[number % len(PROMPTS)]
+        asks, kind = (streamed, "right streams") if number % 2 else (ask, "right answers")
         while not self.stopped.is_set():
             forgiven = self.forgiving
-            said = ask(prompt)
+            said = asks(prompt)
             if said == self.right[prompt]:
-                self.seen["right"] += 1
+                self.seen[kind] += 1
             elif said.startswith("error") and (forgiven or self.forgiving):
                 self.seen["asked again"] += 1
             else:
                 self.seen["WRONG"] += 1
                 typer.echo(f"WRONG: {prompt!r} -> {said[:300]!r}")
 
+    def __str__(self) -> str:
+        return ", ".join(f"{what}: {count}" for what, count in sorted(self.seen.items()))
+
+
+def body_of(prompt: str) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0}
+
 
 def ask(prompt: str) -> str:
     """The answer, or what went wrong."""
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0}
     try:
-        answer = httpx.post(f"{URL}/completions", json=body, timeout=300)
+        answer = httpx.post(f"{URL}/completions", json=body_of(prompt), timeout=300)
     except httpx.TransportError as error:
         return f"error: {error!r}"
     if answer.status_code != 200:
         return f"error: {answer.status_code} {answer.text}"
     text: str = answer.json()["choices"][0]["text"]
     return text
+
+
+def streamed(prompt: str) -> str:
+    """The same, put together of the pieces of a stream; it must come in several and end as one does."""
+    body = body_of(prompt) | {"stream": True}
+    pieces: list[str] = []
+    ended = False
+    try:
+        with httpx.stream("POST", f"{URL}/completions", json=body, timeout=300) as answer:
+            if answer.status_code != 200:
+                return f"error: {answer.status_code} {answer.read().decode()}"
+            for line in answer.iter_lines():
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    ended = True
+                elif data.startswith("{"):
+                    piece = json.loads(data)
+                    if "choices" not in piece:
+                        return f"error: {data}"
+                    pieces.append(piece["choices"][0]["text"])
+    except httpx.TransportError as error:
+        return f"error: {error!r}"
+    if not ended:
+        return f"error: a stream without an end, {pieces}"
+    return "".join(pieces) if len(pieces) > 2 else f"in {len(pieces)} pieces: {pieces}"
 
 
 def engines() -> list[int]:
@@ -90,6 +123,12 @@ def engines() -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+def busy(pid: int) -> float:
+    """CPU seconds a process has taken."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def wait(what: str, done: Callable[[], bool]) -> None:
@@ -134,8 +173,14 @@ def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -
         try:
             wait("scaled to two", lambda: running() == 2 and len(engines()) == 2)
             before = set(engines())
+            worked = {pid: busy(pid) for pid in before}
+            time.sleep(10)
+            for pid in before:
+                typer.echo(f"replica {pid}: {busy(pid) - worked[pid]:.1f} s of CPU in 10 s of load")
+            typer.echo(f"so far {crowd}")
             deploy(max_num_seqs=64)
             wait("rolled over", lambda: running() == 2 and not before & set(engines()))
+            typer.echo(f"so far {crowd}")
             crowd.forgiving = True
             [victim, *_] = engines()
             os.kill(victim, signal.SIGKILL)
@@ -146,7 +191,7 @@ def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -
             crowd.stopped.set()
             for thread in threads:
                 thread.join()
-        typer.echo(", ".join(f"{what}: {count}" for what, count in sorted(crowd.seen.items())))
+        typer.echo(f"at the end {crowd}")
     finally:
         serve.shutdown()
         ray.shutdown()
