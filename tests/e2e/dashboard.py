@@ -72,6 +72,7 @@ class Registered:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.per_engine_labelvalues = {0: ["demo", "0"]}
+        self.vllm_config: Any = None
 
     def _made(self, kind: Any) -> Any:
         def make(**options: Any) -> Any:

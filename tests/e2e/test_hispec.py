@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -258,6 +259,90 @@ def test_layers_run_over_what_their_tier_counts_and_checks_over_their_own_layers
     bottom, middle, top = counters["passes"]
     assert bottom == top + counters["draft_steps"]
     assert top + counters["draft_steps"] / PER_ROUND <= middle < bottom
+
+
+def shown(engine: Engine) -> dict[str, float]:
+    """The ladder's metrics as Prometheus would read them: values by name and own label."""
+    found: dict[str, float] = {}
+    for logger in engine.llm.llm_engine.logger_manager.stat_loggers:
+        for metric in getattr(logger, "early_exit_prom", None) or ():
+            for family in metric.collect():
+                for sample in family.samples:
+                    own = [v for k, v in sample.labels.items() if k not in ("model_name", "engine")]
+                    name = sample.name.removeprefix("vllm:early_exit_")
+                    found[".".join([name, *own])] = sample.value
+    return {name: value for name, value in found.items() if "_created" not in name}
+
+
+def test_metrics_are_a_count_by_hand(
+    ours: Engine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the layers, at the verdicts of the intermediate exit, and at what the runner has sampled."""
+    hand: Counter[str] = Counter()
+
+    def hook(tier: int) -> Callable[..., None]:
+        def count(module: Any, args: Any, output: Any) -> None:
+            hand[f"positions_total.{tier}"] += len(output[0])
+            hand[f"passes_total.{tier}"] += 1
+
+        return count
+
+    check, propose = hispec._check, ours.runner.propose_draft_token_ids
+
+    def counted(ladder: Any, round_: Any, drafted: Any, *rest: Any) -> Any:
+        gained = check(ladder, round_, drafted, *rest)
+        hand["offered_drafts_total.2"] += sum(map(len, drafted.token_ids))
+        hand["accepted_drafts_total.2"] += sum(exits.count(1) for exits in gained.exits)
+        return gained
+
+    def sampled(scheduler_output: Any, tokens: list[list[int]], *rest: Any) -> Any:
+        offered = scheduler_output.scheduled_spec_decode_tokens.values()
+        hand["offered_drafts_total.3"] += sum(map(len, offered))
+        hand["accepted_drafts_total.3"] += sum(len(own) - 1 for own in tokens if own)
+        drafts = propose(scheduler_output, tokens, *rest)
+        hand["rounds_total.exit"] += sum(len(own) > 0 for own in drafts)
+        return drafts
+
+    def told() -> dict[str, float]:
+        ours.proposer.figures._due = 0.0
+        ours.flush()
+        return shown(ours)
+
+    before, began = told(), perf_counter()
+    monkeypatch.setattr(hispec, "_check", counted)
+    monkeypatch.setattr(ours.runner, "propose_draft_token_ids", sampled)
+    layers = ours.runner.model.model.layers
+    handles = [
+        layers[first].register_forward_hook(hook(tier))
+        for tier, first in enumerate((0, DRAFT, VERIFY), start=1)
+    ]
+    ours.generate(prompts)
+    after, ended = told(), perf_counter()
+    for handle in handles:
+        handle.remove()
+
+    gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    drafted = hand["drafted_tokens_total.exit"] = hand["offered_drafts_total.2"]
+    for tier in (1, 2, 3):
+        computed, verified = hand[f"positions_total.{tier}"], hand["positions_total.3"]
+        hand[f"dropped_positions_total.{tier}"] = computed - verified
+        saved = 0 if tier == 3 else drafted - (computed - verified)
+        hand[f"reused_positions_total.{tier}"] = saved
+    seconds = [gained.pop(f"pass_seconds_total.{tier}") for tier in (1, 2, 3)]
+    assert min(seconds) > 0.0 and sum(seconds) < ended - began
+    assert gained.pop("requests") == 0 and after["requests"] == 1
+    assert gained.pop("store_bytes") == 0
+    slots = len(ours.ladder.frontiers)
+    assert after["store_bytes"] == 2 * 2 * slots * (BUFFER + 1) * 192 * 4
+    assert {name: value for name, value in gained.items() if value} == {
+        name: value for name, value in hand.items() if value
+    }
+    for tier in (2, 3):
+        offered, accepted = (
+            hand[f"{what}_drafts_total.{tier}"] for what in ("offered", "accepted")
+        )
+        assert offered > accepted > 0
+    assert after["defects_total"] == 0
 
 
 def test_no_weight_is_added_and_the_exit_store_holds_a_buffer_a_tier(ours: Engine) -> None:

@@ -209,6 +209,8 @@ def _check(
             gained.distributions.append(verifier[offset : offset + agreed + len(added)])
         offset += len(tokens)
     ladder.retreat(round_.slots, rest)
+    ladder.counters.checked += int(lengths.sum())
+    ladder.counters.agreed += sum(checked.agreed)
     ladder.counters.replaced += sum(own is not None for own in checked.own)
     return gained
 

@@ -209,6 +209,7 @@ def draft_chain(
     counters.drafted += int(lengths.sum())
     counters.draft_seconds += perf_counter() - began
     counters.draft_pass_seconds += in_pass
+    counters.tier_seconds[0] += in_pass
     return drafts
 
 

@@ -23,6 +23,10 @@ class LadderCounters:
     """Positions each tier did not compute in a verification because the exit store had them."""
     dropped: list[int] = field(default_factory=list)
     """Positions each tier computed that never reached the last tier: drafts trimmed, or requests aborted."""
+    tier_seconds: list[float] = field(default_factory=list)
+    """Wall time of the passes of each tier alone, exit heads included (host clock)."""
+    joined_seconds: float = 0.0
+    """Wall time of the passes of all tiers in one graph, which are no one tier's (host clock)."""
     rounds: int = 0
     """Drafting rounds, counted per request."""
     drafted: int = 0
@@ -37,6 +41,10 @@ class LadderCounters:
     """Intermediate verifications, each one pass over some drafts of several requests."""
     check_seconds: float = 0.0
     """Wall time of intermediate verifications (host clock)."""
+    checked: int = 0
+    """Drafts that the intermediate verifier has seen."""
+    agreed: int = 0
+    """Of these, those that it left as they were; what stood behind a disagreement is none."""
     replaced: int = 0
     """Drafts in whose place the intermediate verifier put a token of its own."""
     lookup_rounds: int = 0
@@ -51,7 +59,11 @@ class LadderCounters:
     @classmethod
     def for_tiers(cls, tiers: int) -> LadderCounters:
         return cls(
-            positions=[0] * tiers, passes=[0] * tiers, reused=[0] * tiers, dropped=[0] * tiers
+            positions=[0] * tiers,
+            passes=[0] * tiers,
+            reused=[0] * tiers,
+            dropped=[0] * tiers,
+            tier_seconds=[0.0] * tiers,
         )
 
     def defect(self, what: str) -> None:

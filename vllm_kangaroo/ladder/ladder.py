@@ -9,7 +9,8 @@ over the right positions is provided by an :class:`Attention`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 
 import numpy as np
@@ -138,7 +139,7 @@ class Ladder:
             present = tail.lengths > 0
             if present.any():
                 entry = self._entry(level, spans, kept[level], state_skip, state)
-                with attention.over(tail.pick(present)) as positions:
+                with attention.over(tail.pick(present)) as positions, self._timed(level):
                     state = tier(positions, entry)
                 self._count(level, tail.tokens, spans.tokens)
             else:
@@ -146,7 +147,7 @@ class Ladder:
                 self.counters.reused[level] += spans.tokens
             state_skip = kept[level]
         entry = self._entry(self.tiers - 1, spans, np.zeros_like(spans.lengths), state_skip, state)
-        with attention.over(spans) as positions:
+        with attention.over(spans) as positions, self._timed(self.tiers - 1):
             hidden = self.top(positions, entry)
         self._completed(spans)
         return hidden
@@ -160,7 +161,8 @@ class Ladder:
         if present.any():
             if kept.any():
                 input_ids = _ends(input_ids, spans, kept, tail)
-            with attention.over(tail if present.all() else tail.pick(present)) as positions:
+            which = tail if present.all() else tail.pick(present)
+            with attention.over(which) as positions, self._timed(0):
                 state = self.bottom(input_ids, positions)
             self._count(0, tail.tokens, spans.tokens)
         else:
@@ -170,7 +172,7 @@ class Ladder:
     def _complete_whole(
         self, whole: WholeModel, spans: Spans, input_ids: Tensor, attention: Attention
     ) -> Tensor:
-        with attention.over(spans) as positions:
+        with attention.over(spans) as positions, self._timed(None):
             hidden = whole(input_ids, positions)
         for tier in range(self.tiers - 1):
             self._count(tier, spans.tokens, spans.tokens)
@@ -190,7 +192,8 @@ class Ladder:
         order = torch.from_numpy(_interleaved(kept, tail.lengths)).to(input_ids.device)
         with attention.joined(tail, spans) as (tail_positions, positions):
             ends = _ends(input_ids, spans, kept, tail)
-            hidden = joined(ends, tail_positions, positions, order, state)
+            with self._timed(None):
+                hidden = joined(ends, tail_positions, positions, order, state)
         for tier in range(self.tiers - 1):
             self._count(tier, tail.tokens, spans.tokens)
         self._completed(spans)
@@ -200,6 +203,17 @@ class Ladder:
         self._count(self.tiers - 1, spans.tokens, spans.tokens)
         self.counters.verified += spans.tokens
         self.frontiers[spans.slots] = spans.ends[:, None]
+
+    @contextmanager
+    def _timed(self, tier: int | None) -> Iterator[None]:
+        """Time a pass of one tier, or of all of them in one graph."""
+        began = perf_counter()
+        yield
+        seconds = perf_counter() - began
+        if tier is None:
+            self.counters.joined_seconds += seconds
+        else:
+            self.counters.tier_seconds[tier] += seconds
 
     def _count(self, tier: int, computed: int, wanted: int) -> None:
         self.counters.positions[tier] += computed
@@ -277,7 +291,7 @@ class Ladder:
         began = perf_counter()
         slots, flat = np.repeat(spans.slots, spans.lengths), spans.positions()
         index = below.index(slots, flat)
-        with attention.over(spans) as positions:
+        with attention.over(spans) as positions, self._timed(level):
             state, verdicts = run(positions, below.get(index))
         store.put(index, state)  # both stores are rings of the same width
         self.frontiers[spans.slots, level] = spans.ends

@@ -15,8 +15,7 @@ from tests.goodput.simulated_engine import MOST, Simulation
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.goodput.goodput_stats import Off
 from vllm_kangaroo.integration.config import plugin
-from vllm_kangaroo.integration.goodput import figures
-from vllm_kangaroo.integration.goodput.figures import FIGURES, Figures
+from vllm_kangaroo.integration.goodput.figures import CHANNEL, GoodputFigures
 
 GOODPUT = {"speculative_config": {"method": "kangaroo", "exit_layer": 1, "goodput": True}}
 
@@ -45,8 +44,8 @@ class Scheduler:
         return SchedulerStats()
 
 
-Scheduler.update_from_output = figures._update_from_output(Scheduler.update_from_output)  # type: ignore[method-assign]
-Scheduler.make_stats = figures._make_stats(Scheduler.make_stats)  # type: ignore[method-assign]
+Scheduler.update_from_output = CHANNEL.update_from_output(Scheduler.update_from_output)  # type: ignore[method-assign]
+Scheduler.make_stats = CHANNEL.make_stats(Scheduler.make_stats)  # type: ignore[method-assign]
 
 
 def simulated(seconds: float = 3.0) -> Simulation:
@@ -58,7 +57,7 @@ def simulated(seconds: float = 3.0) -> Simulation:
 def stats_with(found: dict[str, int] | None) -> SchedulerStats:
     output = SimpleNamespace()
     if found is not None:
-        setattr(output, FIGURES, found)
+        setattr(output, CHANNEL.attribute, found)
     stats: SchedulerStats = Scheduler().update_from_output(None, output)
     return stats
 
@@ -85,7 +84,7 @@ def shown() -> dict[str, dict[tuple[str, ...], float]]:
 def test_figures_are_what_was_gained_since() -> None:
     engine = simulated()
     clock = [0.0]
-    taken = Figures(engine.controller, lambda: clock[0])
+    taken = GoodputFigures(engine.controller, lambda: clock[0])
     first = taken.take()
     assert first is not None
     assert first["count.steps"] == engine.controller.stats.steps
@@ -105,12 +104,12 @@ def test_figures_are_what_was_gained_since() -> None:
 
 def test_figures_reach_the_stats_of_their_step_alone() -> None:
     scheduler = Scheduler()
-    output = SimpleNamespace(**{FIGURES: {"count.steps": 3}})
+    output = SimpleNamespace(**{CHANNEL.attribute: {"count.steps": 3}})
     stats = scheduler.update_from_output(None, output)
     assert stats.num_kv_fetch_reqs_by_stage == {"goodput.count.steps": 3}
     later = scheduler.update_from_output(None, SimpleNamespace())
     assert later.num_kv_fetch_reqs_by_stage == {}
-    assert figures.take_out(stats) == {"count.steps": 3}
+    assert CHANNEL.take_out(stats) == {"count.steps": 3}
     assert stats.num_kv_fetch_reqs_by_stage == {}
 
 
@@ -120,7 +119,7 @@ def test_metrics_show_them_and_no_other_logger_sees_them() -> None:
     control = engine.controller
     control.leave_out(Off.REQUEST, 2)
     found = manager(**GOODPUT)
-    stats = stats_with(Figures(control, lambda: 0.0).take())
+    stats = stats_with(GoodputFigures(control, lambda: 0.0).take())
     stats.num_kv_fetch_reqs_by_stage["vllm's own"] = 1
     found.record(stats, None)
     found.record(stats_with(None), None)

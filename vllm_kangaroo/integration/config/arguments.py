@@ -61,6 +61,7 @@ def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., 
         from vllm_kangaroo.integration.config import request_checks
         from vllm_kangaroo.integration.config.plan import finish
         from vllm_kangaroo.integration.goodput import metrics as goodput_metrics
+        from vllm_kangaroo.integration.inspect import ladder_metrics
 
         request_checks.refuse_rust_front_end(usage_context)
         for name, value in environment.apply("LD_PRELOAD").items():
@@ -70,6 +71,7 @@ def _create_engine_config(original: Callable[..., VllmConfig]) -> Callable[..., 
         config = original(self, usage_context, *args, **kwargs)
         plan: EarlyExitPlan = _plans.current
         request_checks.install()
+        ladder_metrics.install()
         if plan.goodput is not None:
             goodput_metrics.install()
         return finish(config, plan)

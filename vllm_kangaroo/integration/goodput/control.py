@@ -12,7 +12,7 @@ from vllm_kangaroo.goodput.cost_model import Load
 from vllm_kangaroo.goodput.goodput_stats import Off
 from vllm_kangaroo.goodput.lookup_control import LookupControl
 from vllm_kangaroo.goodput.observations import Observations
-from vllm_kangaroo.integration.goodput.figures import Figures
+from vllm_kangaroo.integration.goodput.figures import GoodputFigures
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 
 
@@ -34,7 +34,7 @@ class GoodputControl:
     ) -> None:
         self.controller = controller
         self.lookups = lookups
-        self.figures = Figures(controller, clock)
+        self.figures = GoodputFigures(controller, clock)
         self._share = share
         self._clock = clock
         self._slot_of: dict[str, int] = {}

@@ -7,8 +7,9 @@ from typing import Any
 
 from vllm_kangaroo.goodput.reliability import BINS
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
-from vllm_kangaroo.integration.goodput.figures import MICRO, take_out
+from vllm_kangaroo.integration.goodput.figures import CHANNEL
 from vllm_kangaroo.integration.inspect import stat_loggers
+from vllm_kangaroo.integration.inspect.figures import MICRO
 from vllm_kangaroo.integration.register import patching
 
 
@@ -97,7 +98,7 @@ def install() -> None:
     """
     patching.apply(
         *stat_loggers.patches(
-            "goodput", "goodput_prom", GoodputProm, asked=weighs_drafts, take_out=take_out
+            "goodput", "goodput_prom", GoodputProm, asked=weighs_drafts, take_out=CHANNEL.take_out
         )
     )
 

@@ -9,6 +9,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from vllm_kangaroo.integration.goodput import figures
 from vllm_kangaroo.integration.goodput.metrics import weighs_drafts
+from vllm_kangaroo.integration.inspect import ladder_figures
 from vllm_kangaroo.integration.passes import sessions
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ class EarlyExitExecutor(MultiprocExecutor):
 
     def _init_executor(self) -> None:
         sessions.install()
+        ladder_figures.CHANNEL.install()
         if weighs_drafts(self.vllm_config):
-            figures.install()
+            figures.CHANNEL.install()
         super()._init_executor()
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:

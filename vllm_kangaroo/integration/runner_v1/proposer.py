@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.goodput import figures
 from vllm_kangaroo.integration.goodput.build import build as build_goodput
 from vllm_kangaroo.integration.goodput.control import GoodputControl
+from vllm_kangaroo.integration.inspect import ladder_figures
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.integration.passes import model as tiered
 from vllm_kangaroo.integration.passes import sessions, warm_up
@@ -45,11 +47,13 @@ class EarlyExitProposer:
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         sessions.install()  # the scheduler is in this process, or in that of our executor
+        ladder_figures.CHANNEL.install()
         self.vllm_config = vllm_config
         self.plan = plan_of(vllm_config)
         self._propose = METHODS[self.plan.method].load_propose()
         self.model: TieredModel
         self.ladder: Ladder
+        self.figures: ladder_figures.LadderFigures
         self.view: RunnerView
         self.attention: PagedAttention
         self.record: DraftRecord | None = None
@@ -81,6 +85,9 @@ class EarlyExitProposer:
             device=self.vllm_config.device_config.device,
             joined=None if model.passes.joined is None else model.joined,
             whole=None if model.passes.whole is None else model.whole,
+        )
+        self.figures = ladder_figures.LadderFigures(
+            self.ladder, self.plan.exit_drafts, perf_counter
         )
         if self.plan.lookup is not None:
             path, table = self.plan.lookup.ngrams, None
@@ -140,7 +147,7 @@ class EarlyExitProposer:
     def start_goodput(self) -> None:
         """Begin to weigh drafts, if the plan says so. Call once all passes are compiled, on all ranks at once."""
         if self.plan.goodput is not None:
-            figures.install()  # the scheduler is in this process, or in that of our executor
+            figures.CHANNEL.install()  # the scheduler is in this process, or in that of our executor
             self.goodput = build_goodput(self.vllm_config, self.plan, self.model)
 
     def forget(self, request_id: str) -> None:

@@ -10,7 +10,8 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
-from vllm_kangaroo.integration.goodput import figures
+from vllm_kangaroo.integration.goodput.figures import CHANNEL as GOODPUT
+from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL as LADDER
 from vllm_kangaroo.integration.passes import compile_cache
 from vllm_kangaroo.integration.runner_v1.executor import DRAFTS
 from vllm_kangaroo.integration.runner_v1.runner import (
@@ -64,9 +65,10 @@ class EarlyExitWorkerMixin(GPUWorker):
         output = super().sample_tokens(grammar_output)
         if output is not EMPTY_MODEL_RUNNER_OUTPUT:  # which all steps share
             setattr(output, DRAFTS, self.take_draft_token_ids())
-            goodput = self.model_runner.drafter.goodput
-            if goodput is not None and (found := goodput.figures.take()) is not None:
-                setattr(output, figures.FIGURES, found)
+            drafter = self.model_runner.drafter
+            LADDER.send(drafter.figures, output)
+            if drafter.goodput is not None:
+                GOODPUT.send(drafter.goodput.figures, output)
         return output
 
     def early_exit_counters(self) -> dict[str, Any]:

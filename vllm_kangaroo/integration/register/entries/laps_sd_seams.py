@@ -83,7 +83,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         f"{SCHEDULER}.update_from_output",
         "wrapped",
-        "Goodput control's figures come on a step's output.",
+        "Figures of the ladder and of goodput control come on a step's output.",
         ("scheduler_output", "model_runner_output"),
         process=("engine core",),
         until=_WITH_METRICS,
@@ -91,7 +91,7 @@ SEAMS: tuple[Seam, ...] = (
     Seam(
         f"{SCHEDULER}.make_stats",
         "wrapped",
-        "Goodput control's figures travel in num_kv_fetch_reqs_by_stage.",
+        "Figures of the ladder and of goodput control travel in num_kv_fetch_reqs_by_stage.",
         ("spec_decoding_stats",),
         process=("engine core",),
         until=_WITH_METRICS,
@@ -254,28 +254,42 @@ SEAMS: tuple[Seam, ...] = (
     ),
     _front_end(
         f"{LOGGER}.__init__",
-        why="LAPS-SD's metrics are made beside vLLM's own, of the same classes.",
+        why="Metrics of ours are made beside vLLM's own, of the same classes.",
         parameters=("vllm_config",),
     ),
     _front_end(
         "vllm.v1.metrics.loggers:StatLoggerManager.record",
-        why="LAPS-SD's figures are taken out of the stats before a logger prints them as others, and become metrics.",
+        why="Figures of ours are taken out of the stats before a logger prints them as others, and become metrics.",
         parameters=("scheduler_stats", "engine_idx"),
     ),
     _front_end(
         LOGGER,
         how="read",
-        why="Its metric classes and labels.",
-        parameters=("_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues"),
+        why="Its metric classes, labels and config.",
+        parameters=(
+            *("_counter_cls", "_gauge_cls", "_histogram_cls"),
+            *("per_engine_labelvalues", "vllm_config"),
+        ),
         live="Prometheus logger",
     ),
     Seam(
         "vllm.v1.metrics.stats:SchedulerStats",
         "read",
         "The only thing that reaches the front end from the scheduler's process.",
-        ("num_kv_fetch_reqs_by_stage", "num_running_reqs", "num_skipped_waiting_reqs"),
+        (
+            *("num_kv_fetch_reqs_by_stage", "num_running_reqs", "num_skipped_waiting_reqs"),
+            "spec_decoding_stats",
+        ),
         process=("API server", "engine core"),
         until=_WITH_METRICS,
         live="scheduler stats",
+    ),
+    Seam(
+        "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+        "read",
+        "What the last tier was offered and accepted.",
+        ("num_draft_tokens", "num_accepted_tokens"),
+        process=("API server",),
+        until=_WITH_METRICS,
     ),
 )
