@@ -10,6 +10,7 @@ replica is dead. Takes some minutes on two cores, since each replica starts an e
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -126,9 +127,10 @@ def engines() -> list[int]:
 
 
 def busy(pid: int) -> float:
-    """CPU seconds a process has taken."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    """CPU seconds that an engine core and its workers have taken."""
+    engine = psutil.Process(pid)
+    times = [each.cpu_times() for each in (engine, *engine.children())]
+    return sum(each.user + each.system for each in times)
 
 
 def wait(what: str, done: Callable[[], bool]) -> None:
@@ -148,7 +150,13 @@ def deploy(**engine_kwargs: Any) -> None:
     from examples.ray_serve.app import llm_config
 
     fixed = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
-    app = build_openai_app({"llm_configs": [llm_config(DEPLOYMENT, **fixed | engine_kwargs)]})
+    app = build_openai_app(
+        {
+            "llm_configs": [llm_config(DEPLOYMENT, **fixed | engine_kwargs)],
+            # Another is a process more on two cores, and none of what is looked at here.
+            "ingress_deployment_config": {"autoscaling_config": {"max_replicas": 1}},
+        }
+    )
     serve.run_many([serve.RunTarget(app)], wait_for_applications_running=False)
 
 
@@ -161,6 +169,8 @@ def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -
 
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     from ray import serve
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
 
     serve.start(http_options={"port": PORT})
     try:
