@@ -139,6 +139,29 @@ def test_preemption(engines: Engines, drafter: Drafter) -> None:
     drafter.check(rounds)
 
 
+def test_a_storm_of_preemptions(engines: Engines) -> None:
+    """KV for a third of the load: requests throw each other out again and again; all end, as each would alone."""
+    room = FEW_BLOCKS["num_gpu_blocks_override"] * 32
+    prompts = sorted(mixed(), key=len)[: FEW_BLOCKS["max_num_seqs"]]
+    length = 3 * room // len(prompts) + 8
+    params = [sampling(ignore_eos=True, max_tokens=length - len(prompt)) for prompt in prompts]
+    expected = tokens_of(engines.plain().generate(prompts, params))
+    adapter = {"exit_layer": None, "model": tiny_adapter(), "confidence_threshold": THRESHOLD}
+    engine = engines.kangaroo(options=adapter, **FEW_BLOCKS)  # as test_preemption has
+    defects = engine.ladder.counters.defects
+    with engine.drafting() as gain:
+        outputs = engine.generate(prompts, params)
+    assert sum(len(each.prompt_token_ids) + len(each.outputs[0].token_ids) for each in outputs) > (
+        3 * room
+    )
+    assert gain.totals.preempted > len(prompts)
+    assert tokens_of(outputs) == expected
+    assert {each.outputs[0].finish_reason for each in outputs} == {"length"}
+    assert engine.core.scheduler.kv_cache_manager.usage == 0.0
+    assert engine.ladder.requests == 1, "beside the one that flushes"
+    assert engine.ladder.counters.defects == defects
+
+
 def visits(engine: Engine, prompt: list[int], others: list[list[int]]) -> list[dict[str, Any]]:
     """A prompt asked twice, and twice again each time that others have been through all blocks; what each took."""
     found = []
