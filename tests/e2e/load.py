@@ -6,6 +6,7 @@ The suite does it for some seconds in ``test_serve.py``; ``load_run.py`` for as 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -60,12 +61,14 @@ class Load:
     clients: int = 64
     seconds: float = 20.0
     seed: int = 0
+    hints: bool = True
+    """Whether LAPS-SD schedules, and so refuses hints of length that cannot be true."""
     right: dict[str, str] = field(default_factory=dict)
     """The unloaded answer by request."""
     seen: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    """Bytes that the server's processes hold, each second."""
+    memory: list[dict[str, int]] = field(default_factory=list)
+    """Bytes that the server's processes hold, by their names, before the load and each second of it."""
 
     def bad(self) -> list[Bad]:
         """Requests that no server should take."""
@@ -77,7 +80,7 @@ class Load:
             messages = [{"role": "user", "content": SAID[0]}]
             return json.dumps(GREEDY | {"messages": messages, "max_tokens": 8} | options).encode()
 
-        long = "word " * 2 * self.model_length
+        long, key = "word " * 2 * self.model_length, "expected_output_tokens"
         one, many = "completions", "chat/completions"
         return [
             Bad(one, body(prompt=long), str(self.model_length)),
@@ -101,12 +104,13 @@ class Load:
             Bad(one, body(min_p=0.1, temperature=0.7), "min_p"),
             Bad(many, chat(logit_bias={"5": 2.0}), "logit_bias"),
             Bad(one, body(stop=[5, {}]), "stop"),
-            Bad(one, body(vllm_xargs={"expected_output_tokens": -1}), "expected_output_tokens=-1"),
+            Bad(one, body(vllm_xargs={"kangaroo.max_drafts": -1}), "kangaroo.max_drafts=-1"),
             Bad(one, body(vllm_xargs={"expected_output_tokens": {"a": [1] * 500}})),
             Bad(one, body(structured_outputs={"regex": "(" * 50})),
             Bad(one, body(logprobs=10**6), "logprobs"),
             Bad(many, chat(messages=[{"content": SAID[0]}]), "role"),
             Bad(one, body(model="another"), "another"),
+            *([Bad(one, body(vllm_xargs={key: -1}), f"{key}=-1")] if self.hints else []),
         ]
 
     async def run(self) -> None:
@@ -213,15 +217,17 @@ class Load:
     async def _watch(self) -> None:
         """Memory of whoever listens on the server's port, and of its children."""
         server = listener(int(self.url.rpartition(":")[2]))
-        while True:
-            family = [server, *server.children(recursive=True)]
-            self.memory.append(sum(held(each) for each in family))
-            await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for second in itertools.count(1):
+            self.memory.append(held(server))
+            await asyncio.sleep(began + second - loop.time())
 
     def growth(self) -> int:
         """Bytes by which memory grew from the second fifth of the run to the last."""
-        fifth = len(self.memory) // 5
-        early, late = self.memory[fifth : 2 * fifth], self.memory[-fifth:]
+        totals = [sum(each.values()) for each in self.memory]
+        fifth = len(totals) // 5
+        early, late = totals[fifth : 2 * fifth], totals[-fifth:]
         return sum(late) // len(late) - sum(early) // len(early)
 
 
@@ -258,10 +264,13 @@ def listener(port: int) -> psutil.Process:
     return psutil.Process(found[0])
 
 
-def held(process: psutil.Process) -> int:
-    """Resident bytes of a process that may have just ended; of several, shared ones count each time."""
-    try:
-        size: int = process.memory_info().rss
-    except psutil.Error:
-        return 0
-    return size
+def held(server: psutil.Process) -> dict[str, int]:
+    """Resident bytes of a server's processes by name, those of one name together; shared pages count in each."""
+    found: Counter[str] = Counter()
+    for each in (server, *server.children(recursive=True)):
+        try:
+            name = (each.cmdline() or [each.name()])[0].rpartition("/")[2]
+            found[name] += each.memory_info().rss
+        except psutil.Error:  # it may have just ended
+            continue
+    return dict(found)
