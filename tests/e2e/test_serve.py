@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ import openai
 import psutil
 import pytest
 
-from tests.e2e import dashboard
+from tests.e2e import dashboard, parsed
 from tests.e2e.load import Load, at_rest
 from tests.e2e.prompts import PROMPTS
 from tests.e2e.serving import (
@@ -41,6 +42,7 @@ MODEL_LENGTH = 512
 # Answers that a client asks for before it leaves.
 LEFT = 16
 TOKENS = 48
+PARSED_TOKENS = 96
 SHAPE = ["--enforce-eager", "--dtype", "float32", "--max-model-len", str(MODEL_LENGTH)]
 MESSAGES: list[Any] = [
     {"role": "user", "content": "Can you find me a hotel in London?"},
@@ -78,6 +80,8 @@ def plain() -> dict[str, Any]:
         )
         texts["bound"] = llm.generate(PROMPTS[0], bound, use_tqdm=False)[0].outputs[0]
         texts["chat"] = llm.chat(MESSAGES, greedy, use_tqdm=False)[0].outputs[0]
+        for name, options in parsed.CHATS.items():
+            texts[name] = parsed.by_vllm_alone(llm, MESSAGES, options, PARSED_TOKENS)
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
@@ -129,6 +133,7 @@ def server(
             *SHAPE,
             *("--speculative-model", "kangaroo", "--num-speculative-tokens", "4"),
             *("--scheduler-cls", "vllm_kangaroo.LapsSdScheduler"),
+            *parsed.FLAGS,
             *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"),
         ],
         env | {"VLLM_SERVER_DEV_MODE": "1"},  # for a look at the worker's tables
@@ -226,6 +231,32 @@ def test_a_request_bound_by_a_grammar_among_others_that_are_not(
     alone = complete(client, PROMPTS[0], extra_body={"structured_outputs": {"regex": PATTERN}})
     assert alone.choices[0].text == plain["bound"].text
     assert server.metrics()[accepted] > before, "no draft was accepted under the grammar"
+
+
+@pytest.mark.parametrize("chat", parsed.CHATS)
+def test_tools_and_reasoning_are_parsed_as_vllm_alone_would(
+    client: openai.OpenAI, plain: dict[str, Any], server: Server, chat: str
+) -> None:
+    options, expected = parsed.CHATS[chat], plain[chat]
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    before = server.metrics()[accepted]
+    answer = parsed.by_client(client, MESSAGES, options, PARSED_TOKENS)
+    assert answer == expected
+    assert server.metrics()[accepted] > before, "no draft was accepted"
+    if chat == "a thought":
+        assert expected.reasoning and expected.content
+    if chat == "a tool's call in text":
+        [(name, arguments)] = expected.calls
+        assert name == parsed.NAME and "city" in json.loads(arguments)
+        return  # whose stream vLLM's parser hands on as text, a token at a time too
+    # A call that the model is made to write comes to no end within its tokens, so that these have no call either.
+    streamed = parsed.by_stream(client, MESSAGES, options, PARSED_TOKENS)
+    assert [(name, json.loads(arguments)) for name, arguments in streamed.calls] == [
+        (name, json.loads(arguments)) for name, arguments in expected.calls
+    ]
+    assert (streamed.content or "").strip() == (expected.content or "").strip()
+    # This parser leaves words of its marks in a stream that brings several tokens a piece, whoever drafted them.
+    assert (expected.reasoning or "").strip() in (streamed.reasoning or "")
 
 
 def test_a_stream_brings_several_tokens_a_piece(
