@@ -37,6 +37,7 @@ RUNNING = VENV / ".setup-running"
 LOCKS = [ROOT / "requirements" / name for name in ("cpu.lock", "dev.lock", "demo.lock")]
 PROJECT = ROOT / "pyproject.toml"
 UNWANTED = ["torchvision", "torchaudio", "torchcodec", "triton"]
+SELDOM = "site-packages/(.*/tests/|transformers/models/)"
 OFFLINE = re.compile(
     "NewConnectionError|ConnectTimeout|Read timed out|name resolution|Name or service not known"
     "|Network is unreachable|Connection refused|Connection reset|ProxyError|Max retries exceeded",
@@ -172,7 +173,8 @@ def install(python: str) -> None:
         pip("uninstall", "--yes", *UNWANTED)
         for alias in VENV.glob("lib/python3*/site-packages/vllm-*+cpu.dist-info"):
             shutil.rmtree(str(alias))  # earlier set-ups wrote it; the package answers for vLLM now
-    # pip compiles on one core, and so would the first import. Some packages carry files of Python 2.
+    # pip compiles on one core, and so would the first import. Some packages carry files of Python 2. A quarter of all
+    # is other packages' tests and models that are imported seldom, one at a time.
     compile_all = [
         str(VENV / "bin" / "python"),
         "-m",
@@ -180,6 +182,8 @@ def install(python: str) -> None:
         "-q",
         "-j",
         "0",
+        "-x",
+        SELDOM,
         str(VENV / "lib"),
     ]
     subprocess.run(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)

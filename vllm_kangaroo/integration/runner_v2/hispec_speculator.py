@@ -17,7 +17,7 @@ from vllm.forward_context import set_forward_context
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 
 from vllm_kangaroo.integration.runner_v2.check_graphs import RoundGraphManager
-from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
+from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator, RoundInputs
 
 PAD = -1
 """The KV slot of a token that leaves no trace, as vLLM's kernels have it."""
@@ -71,21 +71,12 @@ class HiSpecSpeculator(KangarooSpeculator):
         most = self.vllm_config.model_config.max_model_len
         return min(super()._longest(step) + self.per_round, most)
 
-    def _round(
-        self,
-        num_reqs: int,
-        num_tokens: int,
-        attn_metadata: Any,
-        slot_mappings: Any,
-        num_tokens_across_dp: Any,
-        cg_mode: Any,
-        num_speculative_steps: int,
-        eager: tuple[Any, Any] | None = None,
-    ) -> None:
-        """See :meth:`KangarooSpeculator._round`; ``attn_metadata`` is a pair, of drafts and of checks."""
+    def _draft_round(self, given: RoundInputs) -> None:
+        """See :meth:`KangarooSpeculator._draft_round`; the metadata are a pair, of drafts and of checks."""
+        num_reqs = given.requests
         drafts, buffers = self.num_speculative_steps, self.input_buffers
         slots = self.idx_mapping[:num_reqs]
-        drafting, checking = attn_metadata or (None, None)
+        drafting, checking = given.metadata or (None, None)
         members = Batch(
             num_reqs,
             slots,
@@ -94,8 +85,8 @@ class HiSpecSpeculator(KangarooSpeculator):
             None if self.memory is None else self.memory[:num_reqs],
             drafting,
             checking,
-            slot_mappings,
-            eager,
+            given.by_layer,
+            given.eager,
         )
         newest = buffers.input_ids[:num_reqs]
         filled = torch.zeros_like(members.start)

@@ -9,7 +9,7 @@ sequence of device operations over buffers that never move, which a full CUDA gr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,20 @@ from vllm_kangaroo.integration.runner_v2.kept_states import KeptStates
 from vllm_kangaroo.integration.runner_v2.model_state import counts_of, state_class
 
 logger = init_logger(__name__)
+
+
+class RoundInputs(NamedTuple):
+    """What a round of drafting runs over."""
+
+    requests: int
+    """Those that fill a graph up among them."""
+    tokens: int
+    metadata: Any
+    """Attention metadata as made for a graph, which renews them in place; None if they are to be made."""
+    by_layer: Any
+    """KV slots by layer."""
+    eager: tuple[Any, Any] | None = None
+    """The step and its shape, of which they are made."""
 
 
 class KangarooSpeculator(DraftModelSpeculator):
@@ -287,7 +301,7 @@ class KangarooSpeculator(DraftModelSpeculator):
         count = step.num_reqs
         slots = self.block_tables.slot_mappings[:, :count]
         by_layer = build_slot_mappings_by_layer(slots, self.kv_cache_config)
-        self._round(count, count, None, by_layer, None, CUDAGraphMode.NONE, 0, (step, shape))
+        self._draft_round(RoundInputs(count, count, None, by_layer, (step, shape)))
 
     def _round(
         self,
@@ -298,14 +312,13 @@ class KangarooSpeculator(DraftModelSpeculator):
         num_tokens_across_dp: Any,
         cg_mode: Any,
         num_speculative_steps: int,
-        eager: tuple[Any, Any] | None = None,
     ) -> None:
-        """Passes with a head and one without, of device operations alone.
+        """A round as vLLM captures it in a graph."""
+        self._draft_round(RoundInputs(num_reqs, num_tokens, attn_metadata, slot_mappings))
 
-        Args:
-            attn_metadata: as made for a graph, which renews it in place; None if it is to be made here.
-            eager: the step and its shape, of which it is made.
-        """
+    def _draft_round(self, given: RoundInputs) -> None:
+        """Passes with a head and one without, of device operations alone."""
+        num_reqs, attn_metadata, eager = given.requests, given.metadata, given.eager
         drafts, buffers = self.num_speculative_steps, self.input_buffers
         slots = self.idx_mapping[:num_reqs]
         rows = torch.where(slots < 0, self.kept.padding_slot, slots)
@@ -320,7 +333,10 @@ class KangarooSpeculator(DraftModelSpeculator):
             else:
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
             with set_forward_context(
-                attn_metadata, self.vllm_config, num_tokens=num_tokens, slot_mapping=slot_mappings
+                attn_metadata,
+                self.vllm_config,
+                num_tokens=given.tokens,
+                slot_mapping=given.by_layer,
             ):
                 if offset == drafts:
                     self.kept.write(rows, offset, self.tiers.lower(ids, positions))
