@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import debug
 
 # All may have to wait for one that loads a model or lets it answer, longer than torch would by itself.
 _PATIENCE = timedelta(days=7)
@@ -44,6 +43,8 @@ def leave() -> None:
     gloo = distributed.get_backend() == "gloo"
     distributed.destroy_process_group()
     if gloo:
+        from torch.distributed.tensor import debug  # which takes seconds to import
+
         gc.collect()
         debug._clear_sharding_prop_cache()
         gc.collect()
