@@ -91,6 +91,8 @@ class GoodputController:
         self._pending = PendingDrafts(most)
         self._awaited = False
         """Whether drafts may be on their way to verification."""
+        self._nobody = False
+        """Whether the next step is to be timed without drafts."""
         self._evidence = Evidence()
         self._cached: _Cached | None = None
 
@@ -177,7 +179,9 @@ class GoodputController:
         chosen = plan.order[: self._worth(plan)]
         self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if self._drafting else plan.plain
-        if len(chosen) == len(can):
+        if self._nobody:
+            chosen, self._nobody = NOBODY, False
+        elif len(chosen) == len(can):
             chosen = self._measured(plan, chosen)
         else:
             chosen = self._probed(plan, chosen, load, contexts[can])
@@ -289,10 +293,23 @@ class GoodputController:
         if not len(chosen) or not self.probes.plain_due:
             return chosen
         lost = plan.plain_seconds * (1.0 - plan.plain / plan.goodput)
-        if not self.probes.spend(lost):
-            return chosen
-        self.stats.measured += 1
-        return NOBODY
+        return NOBODY if self._spend_on_plain(lost) else chosen
+
+    def _spend_on_plain(self, lost: float) -> bool:
+        paid = self.probes.spend(lost)
+        self.stats.measured += paid
+        return paid
+
+    def leave_plain(self, lost: float) -> bool:
+        """Whether drafts that were looked up are left out, so that a step without any is timed; then no exit drafts either.
+
+        Args:
+            lost: seconds that their tokens are worth.
+        """
+        if not self.probes.plain_due or not self._spend_on_plain(lost):
+            return False
+        self._nobody = True
+        return True
 
     def _account(self, chosen: Ints, plan: LengthPlan, load: Load, can: Ints) -> None:
         left = len(can) - len(chosen)

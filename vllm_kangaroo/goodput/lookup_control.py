@@ -30,13 +30,19 @@ class LookupControl:
     Args:
         exits: what an exit would bring in their place; None if none drafts.
         rate: expected tokens a second of the engine.
+        leave_plain: whether drafts worth so many seconds are left out, since a step without any is to be timed.
     """
 
     def __init__(
-        self, costs: CostModel, rate: Callable[[Load], float], exits: Surplus | None = None
+        self,
+        costs: CostModel,
+        rate: Callable[[Load], float],
+        leave_plain: Callable[[float], bool],
+        exits: Surplus | None = None,
     ) -> None:
         self.costs = costs
         self._rate = rate
+        self._leave_plain = leave_plain
         self._exits = exits
 
     def trim(
@@ -61,8 +67,11 @@ class LookupControl:
         tokens = load.requests + COUNTING[: len(order)]
         goodput = expected / self.costs.verify_along(load, tokens)
         best = int(goodput.argmax())
-        plain = load.requests / self.costs.verify(load, load.requests, drafted=False)
-        taken = order[: best + 1] if goodput[best] > plain else order[:0]
+        seconds = self.costs.verify(load, load.requests, drafted=False)
+        plain = load.requests / seconds
+        if goodput[best] <= plain or self._leave_plain(seconds * (1.0 - plain / goodput[best])):
+            return Trimmed(left, 0.0)
+        taken = order[: best + 1]
         for at, count in enumerate(np.bincount(owners[taken], minlength=len(left)).tolist()):
             left[at] = count
         return Trimmed(left, float(gains[taken].sum()))

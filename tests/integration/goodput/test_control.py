@@ -30,7 +30,9 @@ class Bench:
         lookup: whether drafts are looked up beside an exit's, or alone; None if none are.
     """
 
-    def __init__(self, acceptance: float = 0.9, lookup: bool | None = None) -> None:
+    def __init__(
+        self, acceptance: float = 0.9, lookup: bool | None = None, probe_share: float = 0.0
+    ) -> None:
         self.now = 0.0
         self.shared: list[Observations] = []
         costs = CostModel(CostProfile.unknown())
@@ -38,13 +40,14 @@ class Bench:
             costs,
             AcceptanceModel(4, (acceptance,)),
             Reliability(),
-            GoodputOptions(probe_share=0.0),
+            GoodputOptions(probe_share=probe_share),
             most=4,
             clock=lambda: self.now,
         )
         lookups = None
         if lookup is not None:
-            lookups = LookupControl(costs, controller.rate, controller.surplus if lookup else None)
+            exits = controller.surplus if lookup else None
+            lookups = LookupControl(costs, controller.rate, controller.leave_plain, exits)
         self.control = GoodputControl(controller, lookups, self.share, lambda: self.now)
 
     def share(self, seen: Observations) -> Observations:
@@ -177,6 +180,30 @@ def test_an_exit_drafts_where_it_brings_more(acceptance: float) -> None:
     only = np.array([0])
     assert step.trim(only, [survivals(0.99)])[0] > 0, "as good as an exit's, without a pass"
     assert (step.trim(only, [survivals(0.3)])[0] > 0) == (acceptance < 0.3)
+
+
+def test_a_step_without_drafts_is_timed_though_some_are_looked_up_in_each() -> None:
+    bench = Bench(lookup=True, probe_share=0.05)
+    controller = bench.control.controller
+    lengths, drafted = [], [0]
+    for at in range(400):
+        step = bench.step(["a"], [(5 + at, 1 + drafted[0])], drafted, [1 + drafted[0]])
+        observe(step, [7 + at], [9])
+        drafted = step.trim(np.array([0]), [survivals(0.9)])
+        chosen = step.choose(np.array([0 if drafted[0] else 4]))
+        assert not len(chosen) or not drafted[0]
+        lengths.append(drafted[0] + len(chosen))
+        if len(chosen):
+            pace: Any = step.pace
+            pace.keep([0], [0.9], [False])
+        step.end()
+        bench.now += 0.02 if drafted[0] else 0.01
+    without = [at for at, length in enumerate(lengths) if not length]
+    assert 2 <= len(without) <= 40 and without[-1] > 300
+    assert controller.stats.measured > 0
+    load = Load(1, 400)
+    slower = controller.costs.verify(load, 1, drafted=True)
+    assert slower > 1.2 * controller.costs.verify(load, 1, drafted=False)
 
 
 def test_what_is_known_of_an_adapter() -> None:
