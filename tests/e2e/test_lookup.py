@@ -196,7 +196,7 @@ def test_a_table_knows_what_the_text_does_not(
         with both(engine) as gain:
             assert tokens_of(engine.generate(prompts()[4:8], **OPTIONS)) == expected[4:8]
         accepted.append(gain.counters["lookup_accepted"])
-    assert accepted[1] > 2 * accepted[0] > 0
+    assert accepted[1] > 1.5 * accepted[0] > 0
 
 
 def test_aborted_and_thrown_out_requests_are_forgotten(
