@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_kangaroo.drafting.ngram_table import LONGEST, hashed
+from vllm_kangaroo.drafting.ngram_table import DISCOUNT, LONGEST, UNSEEN, hashed
 
 ONCE = (0.0, 0.1, 0.2, 0.3, 0.4)
 """Probability of what was seen once, by length of context: of SmolLM2's answers to 306 prompts."""
-DISCOUNT, UNSEEN = 0.5, 0.6
-"""As of a table that is counted once, see :mod:`vllm_kangaroo.training.ngrams.count_ngrams`."""
 
 
 class SharedNgrams:

@@ -10,14 +10,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from vllm_kangaroo.drafting.ngram_file import save_ngrams
-from vllm_kangaroo.drafting.ngram_table import CERTAIN, LONGEST, hashed_along
+from vllm_kangaroo.drafting.ngram_table import CERTAIN, DISCOUNT, LONGEST, UNSEEN, hashed_along
 from vllm_kangaroo.training.answers.shards import Shard, ShardError, shards
 from vllm_kangaroo.training.ngrams.ngram_options import NgramOptions
-
-DISCOUNT = 0.5
-"""Taken off every count: what was seen twice of twice is not certain (absolute discounting; Ney, Essen and Kneser, 1994)."""
-UNSEEN = 0.6
-"""Added to what a context was seen: with it, held-out answers are right as often as the table says."""
 
 
 class Followers(NamedTuple):
