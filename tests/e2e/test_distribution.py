@@ -72,7 +72,12 @@ class Sampled:
             "adapter": {"method": "kangaroo", "model": self.adapter, **shared},
             "hispec": {"method": "hispec", "draft_exit_layer": 1, "verify_exit_layer": 2},
         }
-        configs["lookup"] = configs["own head"] | {"lookup": {"confidence_threshold": 0.0}}
+        looked_up = {
+            "confidence_threshold": 0.0,
+            "prompt_lookup_min": 2,
+            "num_speculative_tokens": 2,
+        }
+        configs["lookup"] = configs["own head"] | {"lookup": looked_up}
         weighed = {"draft_sample_method": "probabilistic", "goodput": {"profile": False}}
         configs["goodput"] = configs["own head"] | weighed | {"confidence_threshold": 0.0}
         configs["drawn and lookup"] = configs["lookup"] | {"draft_sample_method": "probabilistic"}
