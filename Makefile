@@ -39,7 +39,7 @@ test-v2: setup ## run the tests of vLLM's V2 model runner, under Triton's interp
 	@PYTHONPATH="$(CURDIR)/.v2:$(CURDIR)/tests/v2/interpreter:$$PYTHONPATH" TRITON_INTERPRET=1 \
 	TRITON_DEFAULT_BACKEND=cpu VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest tests/v2 $(ARGS)
 
-test-fast: setup ## run the quick tests (no engine, no set-up), in about a minute
+test-fast: setup ## run the quick tests (no engine, no set-up), in a minute and a half
 	@$(PYTEST) --ignore tests/e2e -m "not e2e and not slow" $(ARGS)
 
 check-seams: setup ## compare every seam with the releases of vLLM that are served, fetched once (470 MB)
