@@ -69,7 +69,9 @@ train_app.command("answers", cls=ManyFiles)(
 def _train_ngrams(options: NgramOptions) -> None:
     from vllm_kangaroo.training.ngrams.count_ngrams import train_ngrams
 
-    _resumable(lambda console: train_ngrams(options, console), "table", options.out)
+    console = make_console(soft_wrap=True)
+    train_ngrams(options, console)
+    console.print(f"table written to {options.out}")
 
 
 train_app.command("ngrams", cls=ManyFiles)(
