@@ -23,16 +23,9 @@ class GoodputProm:
     def __init__(self, logger: Any) -> None:
         self._values = logger.per_engine_labelvalues
 
-        def make(kind: Any, name: str, text: str, *extra: str, **options: Any) -> Any:
-            return kind(
-                name=f"vllm:goodput_{name}",
-                documentation=text,
-                labelnames=["model_name", "engine", *extra],
-                **options,
-            )
-
+        make = stat_loggers.metric_maker("goodput")
         counter, gauge = logger._counter_cls, logger._gauge_cls
-        live: dict[str, Any] = {"multiprocess_mode": "mostrecent"}
+        live = stat_loggers.LIVE
         self._lengths = make(
             counter, "requests", "Requests by how many drafts were chosen for a step.", "length"
         )

@@ -28,16 +28,9 @@ class LadderProm:
         exits = logger.vllm_config.additional_config[PLAN_KEY]["exits"]
         self._last = str(len(set(exits)))
 
-        def make(kind: Any, name: str, text: str, *extra: str, **options: Any) -> Any:
-            return kind(
-                name=f"vllm:early_exit_{name}",
-                documentation=text,
-                labelnames=["model_name", "engine", *extra],
-                **options,
-            )
-
+        make = stat_loggers.metric_maker("early_exit")
         counter, gauge = logger._counter_cls, logger._gauge_cls
-        live: dict[str, Any] = {"multiprocess_mode": "mostrecent"}
+        live = stat_loggers.LIVE
         self._tiers = {
             "positions": make(counter, "positions", "Positions a tier has computed.", "tier"),
             "passes": make(counter, "passes", "Passes a tier has made.", "tier"),

@@ -18,6 +18,28 @@ class Metrics(Protocol):
         ...
 
 
+LIVE: dict[str, Any] = {"multiprocess_mode": "mostrecent"}
+"""For gauges: of several API servers' values the newest stands."""
+
+
+def metric_maker(prefix: str) -> Callable[..., Any]:
+    """Makes metrics by class, name, text and labels beside vLLM's own two.
+
+    Args:
+        prefix: of their names, behind vLLM's.
+    """
+
+    def make(kind: Any, name: str, text: str, *extra: str, **options: Any) -> Any:
+        return kind(
+            name=f"vllm:{prefix}_{name}",
+            documentation=text,
+            labelnames=["model_name", "engine", *extra],
+            **options,
+        )
+
+    return make
+
+
 def patches(
     feature: str,
     attribute: str,

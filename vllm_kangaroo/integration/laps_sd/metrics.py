@@ -11,6 +11,7 @@ from itertools import chain
 from operator import sub
 from typing import Any
 
+from vllm_kangaroo.integration.inspect import stat_loggers
 from vllm_kangaroo.laps_sd.policy import LapsSdPolicy
 
 PREFIX = "laps_sd."
@@ -62,23 +63,13 @@ class LapsSdProm:
     """
 
     def __init__(self, logger: Any) -> None:
-        labels = ["model_name", "engine"]
         self._values = logger.per_engine_labelvalues
 
-        def make(
-            kind: Any, name: str, text: str, extra: tuple[str, ...] = (), **options: Any
-        ) -> Any:
-            return kind(
-                name=f"vllm:laps_sd_{name}",
-                documentation=text,
-                labelnames=[*labels, *extra],
-                **options,
-            )
-
+        make = stat_loggers.metric_maker("laps_sd")
         gauge, counter, histogram = logger._gauge_cls, logger._counter_cls, logger._histogram_cls
-        live: dict[str, Any] = {"multiprocess_mode": "mostrecent"}
+        live = stat_loggers.LIVE
         self._requests = make(
-            gauge, "requests", "Requests by queue and state.", ("queue", "state"), **live
+            gauge, "requests", "Requests by queue and state.", "queue", "state", **live
         )
         self._paused = make(gauge, "paused_requests", "Requests paused with their KV kept.", **live)
         self._counts = {
