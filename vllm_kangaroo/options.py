@@ -163,7 +163,8 @@ def settled_lookup(
     """
     if lookup is None:
         return None
-    weighed = getattr(options, "goodput", None) is not None
+    goodput: GoodputOptions | None = getattr(options, "goodput", None)
+    weighed = goodput is not None and goodput.decide
     found = lookup.settled(goodput=weighed, exit_drafts=exit_drafts, adapter=adapter)
     if found.ngrams is not None:
         try:

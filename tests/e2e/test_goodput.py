@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from tests.e2e.engines import Engine, Engines, difference, sampling, tokens_of
 from tests.e2e.fixed_costs import fix
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import tiny_adapter
+from vllm_kangaroo.goodput.cost_model import CostModel
+from vllm_kangaroo.goodput.cost_profile import CostProfile
 from vllm_kangaroo.goodput.goodput_stats import Off
+from vllm_kangaroo.goodput.step_costs import StepCosts
+from vllm_kangaroo.integration.inspect.inspection import Inspection
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 
 OPTIONS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 40}
@@ -121,6 +126,31 @@ def test_nothing_is_drafted_where_it_does_not_pay(
     assert counters["passes"][0] == counters["passes"][1] > 0
     assert counters["reused"] == [0, 0]
     assert seen["off"][Off.ACCEPTANCE] + seen["off"][Off.LOAD] > 100
+
+
+def test_costs_are_learnt_where_nothing_is_decided(
+    ours: Engine, expected: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``"decide": false`` drafts what the fixed settings say, at any price, and says what it took."""
+    control = fix(ours, DEAR, token=2.0)
+    monkeypatch.setattr(control, "costs", CostModel(CostProfile.unknown(seconds=1.0)))
+    monkeypatch.setattr(control, "decides", False)
+    monkeypatch.setattr(ours.proposer, "lookups", None)
+    worker: Any = SimpleNamespace(model_runner=SimpleNamespace(drafter=ours.proposer))
+    before = Inspection.step_costs(worker, 100, 5)
+    Inspection.draw_draft_lengths(worker, [1, 2, 4])
+    with watched(ours) as seen:
+        outputs = [tokens_of(ours.generate([prompt], **OPTIONS)) for prompt in prompts()[:4]]
+    ours.proposer.lengths = None
+    assert outputs == [[one] for one in expected[:4]]
+    drafted = seen["lengths"]
+    assert min(drafted[1], drafted[2], drafted[4]) > 5 and not drafted[3]
+    assert drafted[0] == seen["off"][Off.ENDING] + seen["off"][Off.REQUEST]
+    found = StepCosts.model_validate(Inspection.step_costs(worker, 100, 5))
+    assert len(found.verify) == 5 and found.check == ()
+    # A step of this model takes some ten milliseconds, which were taken for a second.
+    for costs, known in ((found.verify[2], before["verify"][2]), (found.draft, before["draft"])):
+        assert 0.0 < costs < 0.3 * known
 
 
 def test_a_request_says_how_many_drafts_it_wants(

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.cost_profile import CostProfile, Curve, ProfileStore
 from vllm_kangaroo.goodput.least_squares import LeastSquares
+from vllm_kangaroo.goodput.step_costs import StepCosts
 
 PROFILE = CostProfile(
     verify=Curve.timed({1: 0.01, 8: 0.01, 16: 0.02, 64: 0.08}),
@@ -164,3 +165,22 @@ def test_a_place_that_cannot_be_written_is_left(tmp_path: Path) -> None:
     store = ProfileStore(file, {})
     store.save(PROFILE)
     assert store.load() is None
+
+
+def test_steps_of_one_request_as_plain_figures() -> None:
+    costs = CostModel(PROFILE)
+    for tokens in (1, 2, 3, 4, 6) * 40:
+        costs.observe_verify(0.012 + 0.0005 * tokens, Load(1, 50), tokens, drafted=tokens > 1)
+        costs.observe_draft(0.003, 1, 50)
+        costs.observe_check(0.004, 2, 50)
+        costs.observe_overhead(0.001, 1)
+    found = StepCosts.of(costs, 50, 6, checks=True)
+    assert found.verify == pytest.approx([0.012 + 0.0005 * at for at in range(1, 7)], rel=0.03)
+    assert found.draft == pytest.approx(0.003, rel=0.03)
+    assert found.around == pytest.approx(0.001, rel=0.1)
+    assert found.check[1] == pytest.approx(0.004, rel=0.03)
+    assert StepCosts.of(costs, 50, 6, checks=False).check == ()
+    assert StepCosts.model_validate(found.model_dump()) == found
+    slower, busy = found.scaled(2.0), found.scaled(50.0)
+    assert slower.verify[3] == 2 * found.verify[3] and slower.check[3] == 2 * found.check[3]
+    assert StepCosts.middle([found, busy, slower]) == slower

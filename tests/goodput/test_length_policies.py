@@ -7,7 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from vllm_kangaroo.goodput.length_policies import BatchTable, LengthBandit, LengthPolicy
+from vllm_kangaroo.goodput.length_policies import (
+    BatchTable,
+    LengthBandit,
+    LengthPolicy,
+    RandomLengths,
+)
 
 
 def test_a_table_holds_on_up_to_the_next_entry() -> None:
@@ -67,3 +72,15 @@ def test_a_bandit_survives_steps_that_bring_nothing() -> None:
         now += 0.1
         assert bandit.choose(1, 0, now) in bandit.lengths
     assert run(bandit, {0: 50.0, 4: 100.0}, 1, 1000)[500:].count(4) > 400
+
+
+def test_random_lengths_are_each_as_likely_and_the_same_everywhere() -> None:
+    drawn = [
+        [policy.choose(1, 1, 0.0) for _ in range(900)]
+        for policy in map(RandomLengths, [(1, 2, 5)] * 2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert all(240 < drawn[0].count(length) < 360 for length in (1, 2, 5))
+    assert {1, 2, 5} == set(drawn[0][::4]), (
+        "those of every fourth step too, which are all that are learnt from"
+    )

@@ -37,7 +37,9 @@ class Ticks:
         return self.now
 
 
-def rounds(count: int, limits: list[int], chain: float) -> tuple[DraftRound, SmallRound]:
+def rounds(
+    count: int, limits: list[int], chain: float, *, weighed: bool = True
+) -> tuple[DraftRound, SmallRound]:
     arguments: Callable[[], tuple[Any, ...]] = lambda: (  # noqa: E731
         COSTS,
         Reliability(),
@@ -47,6 +49,7 @@ def rounds(count: int, limits: list[int], chain: float) -> tuple[DraftRound, Sma
             np.full(count, 300),
             np.array(limits),
             np.full((count, MOST), chain),
+            weighed,
         ),
         Ticks(),
     )
@@ -91,6 +94,23 @@ def test_the_surer_a_draft_the_sooner_another_follows(sure: float, less: float) 
     assert one.keep([0], [sure], [True])[0] >= other.keep([0], [less], [True])[0]
 
 
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 6), chain=st.floats(0.05, 0.95), seed=st.integers(0, 10_000))
+def test_unweighed_drafts_go_on_wherever_they_may(count: int, chain: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    limits = random.integers(1, MOST + 1, count).tolist()
+    both = rounds(count, limits, chain, weighed=False)
+    alive, step = list(range(count)), 0
+    while alive:
+        step += 1
+        sure = random.random(len(alive)).tolist()
+        may = [limits[who] > step and random.random() < 0.9 for who in alive]
+        for each in both:
+            assert list(each.keep(alive, sure, may)) == may
+        alive = [who for who, on in zip(alive, may, strict=True) if on]
+    assert both[0].verification.spent == pytest.approx(both[1].verification.spent)
+
+
 def test_a_plan_is_the_best_of_all() -> None:
     """Against every number of requests and every length, worked out one by one."""
     random = np.random.default_rng(0)
@@ -123,12 +143,12 @@ def test_nobody_can_draft() -> None:
     assert plan.plain > 0.0
 
 
-def controller(acceptance: float) -> GoodputController:
+def controller(acceptance: float, *, decide: bool = True) -> GoodputController:
     found = GoodputController(
         CostModel(Machine().profile()),
         AcceptanceModel(MOST, (acceptance,)),
         Reliability(),
-        GoodputOptions(probe_share=0.0),
+        GoodputOptions(probe_share=0.0, decide=decide),
         most=MOST,
         clock=Ticks(),
     )
@@ -147,6 +167,24 @@ def test_who_may_not_draft_does_not() -> None:
     assert control.stats.off[Off.REQUEST] == 2
     none = control.choose(Load(4, 400), np.arange(4), np.full(4, 100), np.zeros(4, dtype=np.int64))
     assert none.round is None
+
+
+def test_all_draft_where_nothing_is_decided() -> None:
+    """Drafts that are never right, at a load where none pays: as many as without control, and their costs are learnt."""
+    load, slots, contexts = Load(4, 400), np.arange(4), np.full(4, 100)
+    limits = np.array([0, 3, 1, 6])
+    weighed = controller(0.01).choose(load, slots, contexts, limits)
+    assert not len(weighed.requests)
+    control = controller(0.01, decide=False)
+    for _ in range(20):
+        chosen = control.choose(load, slots, contexts, limits)
+        assert chosen.requests.tolist() == [1, 2, 3] and chosen.round is not None
+        assert (
+            list(chosen.round.keep([0, 1, 2], [0.01] * 3, [True, False, True]))[::2] == [True] * 2
+        )
+        control.end(chosen)
+        assert chosen.round.observations().around is not None
+    assert control.stats.lengths[0] == 0
 
 
 def test_drafts_that_were_trimmed_say_nothing() -> None:

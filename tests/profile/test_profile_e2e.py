@@ -52,9 +52,11 @@ def test_from_a_model_to_settings(
     engines = Engines()
 
     @contextmanager
-    def inside(_: EngineSettings, config: dict[str, Any] | None = None) -> Iterator[Any]:
+    def inside(
+        _: EngineSettings, config: dict[str, Any] | None = None, extension: str = ""
+    ) -> Iterator[Any]:
         """A real engine, but in this process, where it starts sooner."""
-        yield engines.get(speculative_config=config).llm
+        yield engines.get(speculative_config=config, worker_extension_cls=extension).llm
 
     monkeypatch.setattr("vllm_kangaroo.profile.timing.engine", inside)
     monkeypatch.setattr("vllm_kangaroo.bench.rounds.SETTLE_SECONDS", 0.0)

@@ -29,9 +29,10 @@ COSTS = CostModel(
     prefill=0.050,
     draft_base=0.001,
     draft_layer=0.001,
-    verify_base=0.004,
+    round_base=0.0005,
+    verify_exit=1,
+    verify_seconds=(0.026, 0.0264, 0.0266, 0.0272, 0.0276),
     verify_layer=0.002,
-    verify_position=0.0003,
     check_base=0.001,
 )
 EXITS = (1, 4)

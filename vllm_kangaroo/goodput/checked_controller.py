@@ -75,6 +75,8 @@ class CheckedController(GoodputController):
                 self.costs, now.load, now.tokens, now.expected, contexts, limits, chains, each
             )
             found[checks] = plan, chains, checks
+        if not self.decides:
+            return found[True]
         plan, other = found[self._checking][0], found[not self._checking][0]
         self._since_tried += self._drafting
         if other.goodput > self.STAY * plan.goodput:

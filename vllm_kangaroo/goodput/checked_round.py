@@ -45,6 +45,7 @@ class CheckedRound:
         self._contexts: list[int] = who.contexts.tolist()
         self._limits: list[int] = who.limits.tolist()
         self._chains: list[list[float]] = who.chains.tolist()
+        self._weighed = who.weighed
         self._survival = [1.0] * len(slots)
         self._passes: list[tuple[float, int, float]] = []
         self._checks: list[tuple[float, int, float]] = []
@@ -116,6 +117,8 @@ class CheckedRound:
         return hope
 
     def _worth(self, hopes: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
+        if not self._weighed:
+            return [at for _, at in hopes]
         now, costs, gains = self.verification, self._costs, self._gains
         verifying = costs.verify(now.load, now.tokens, drafted=True) + now.spent
         best, most = 0, now.expected / verifying

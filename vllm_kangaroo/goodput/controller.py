@@ -81,6 +81,7 @@ class GoodputController:
         self.most = most
         self.clock = clock
         self.stats = GoodputStats(lengths=[0] * (most + 1))
+        self.decides = options.decide
         self.probes = ProbeBudget(options.probe_share)
         self.goodput = 0.0
         """Expected tokens a second of the newest step."""
@@ -179,7 +180,9 @@ class GoodputController:
         chosen = plan.order[: self._worth(plan)]
         self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if self._drafting else plan.plain
-        if self._nobody:
+        if not self.decides:
+            chosen = plan.order
+        elif self._nobody:
             chosen, self._nobody = NOBODY, False
         elif len(chosen) == len(can):
             chosen = self._measured(plan, chosen)
@@ -193,7 +196,8 @@ class GoodputController:
         else:
             own = np.sort(chosen)
             who, chains = can[own], cached.chains[own]
-        starters = Starters(verification, slots[who], contexts[who], limits[who], chains)
+        columns = slots[who], contexts[who], limits[who], chains
+        starters = Starters(verification, *columns, weighed=self.decides)
         drafting = self._open(cached.checks, starters)
         return Chosen(who, limits[who], drafting)
 

@@ -42,6 +42,8 @@ class Starters:
     """Most drafts of each, at least 1."""
     chains: Floats
     """Conditional acceptance by position, ``[requests, positions]``."""
+    weighed: bool = True
+    """Whether they draft on only while it pays; otherwise wherever they may."""
 
 
 class DraftRound:
@@ -77,6 +79,7 @@ class DraftRound:
         """Seconds that the round took beside its passes."""
         self._costs, self._reliability = costs, reliability
         self._chains = who.chains
+        self._weighed = who.weighed
         self._survival: Floats = np.ones(len(slots))
         """Probability that all drafts of a request so far are accepted."""
         self._step = 0
@@ -120,6 +123,8 @@ class DraftRound:
         """Indices of the requests to go on with: those that gain most, as many as pay."""
         now, costs = self.verification, self._costs
         order = np.argsort(-gains, kind="stable")
+        if not self._weighed:
+            return order[gains[order] > 0.0]
         counts = COUNTING[: len(order)]
         kv_tokens = np.cumsum(self.contexts[alive[order]], dtype=np.float64)
         seconds = costs.draft_along(counts, kv_tokens)

@@ -18,6 +18,7 @@ class GoodputOptions(BaseModel):
         "goodput.probe_share": "choose a share of the time between 0 and 0.1, such as 0.01",
         "goodput.start_margin": "choose a share between 0 and 0.5, such as 0.01",
         "goodput.profile": "choose true or false",
+        "goodput.decide": "choose true or false",
     }
 
     probe_share: float = Field(
@@ -37,6 +38,11 @@ class GoodputOptions(BaseModel):
         default=True,
         description="Time the passes once at start-up, and keep the timings in the user's cache by model, device, dtype and "
         "settings. Without, costs are learnt from the first steps.",
+    )
+    decide: bool = Field(
+        default=True,
+        description="Decide how many drafts pay. Without, drafts are those of the fixed settings, and what they cost and "
+        "bring is only measured and reported.",
     )
 
 

@@ -1,7 +1,7 @@
 """One draft length for the whole batch, by other rules than goodput control's: what it is compared with.
 
 :class:`BatchTable` is vLLM's own rule (``num_speculative_tokens_per_batch_size``), :class:`LengthBandit` learns from nothing but
-tokens a second (UCB1: Auer et al. 2002; over draft lengths: BanditSpec, arXiv 2505.15141).
+tokens a second (UCB1: Auer et al. 2002; over draft lengths: BanditSpec, arXiv 2505.15141). :class:`RandomLengths` is for timing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from math import inf, log, sqrt
+from random import Random
 from typing import Protocol
 
 
@@ -56,6 +57,22 @@ class BatchTable:
     def choose(self, requests: int, tokens: int, now: float) -> int:
         """See :class:`LengthPolicy`."""
         return self.entries[max(0, bisect_right(self._begins, requests) - 1)][2]
+
+
+class RandomLengths:
+    """Another length in each step: so that what lengths cost can be told apart, not to be fast.
+
+    Args:
+        lengths: those drawn from, each as likely as another; every engine draws the same.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = tuple(lengths)
+        self._random = Random(0)
+
+    def choose(self, requests: int, tokens: int, now: float) -> int:
+        """See :class:`LengthPolicy`."""
+        return self._random.choice(self._lengths)
 
 
 class _Arm:

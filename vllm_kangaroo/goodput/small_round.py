@@ -44,6 +44,7 @@ class SmallRound:
         self._contexts: list[int] = who.contexts.tolist()
         self._limits: list[int] = who.limits.tolist()
         self._chains: list[list[float]] = who.chains.tolist()
+        self._weighed = who.weighed
         self._survival = [1.0] * len(slots)
         self._sure: list[list[float]] = [[] for _ in self._limits]
         self._step = 0
@@ -93,6 +94,8 @@ class SmallRound:
         return going
 
     def _worth(self, gains: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
+        if not self._weighed:
+            return [place for _, place in gains]
         now, costs = self.verification, self._costs
         verifying = costs.verify(now.load, now.tokens, drafted=True) + now.spent
         best, most = 0, now.expected / verifying

@@ -1,11 +1,17 @@
-"""A model of what passes cost, fitted to runs of real engines at batch 1."""
+"""What passes cost by the depth of their exit: what engines with exits of their own have learnt, put together.
+
+A single engine's costs are those of goodput control, which learns them from its steps
+(:class:`vllm_kangaroo.goodput.cost_model.CostModel`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict
 
+from vllm_kangaroo.goodput.step_costs import StepCosts
 from vllm_kangaroo.profile.draft_replay import Work
 
 
@@ -22,26 +28,20 @@ class EngineTimes(BaseModel):
     """Without the first of each prompt."""
     rounds: int = 0
     """Engine steps after the first of each prompt."""
-    drafted: int = 0
-    draft_steps: int = 0
-    draft_seconds: float = 0.0
-    checks: int = 0
-    """Passes of the middle tier but those of prompts."""
+    costs: StepCosts | None = None
+    """None of an engine that learns none."""
 
     @property
-    def seconds_per_draft(self) -> float:
-        """Of a drafting step, with what is outside its pass."""
-        return self.draft_seconds / self.draft_steps
-
-    def seconds_per_round(self, prefill: float) -> float:
-        """Of a round besides drafting, ``prefill`` being what the prompts took."""
-        return (self.seconds - prefill - self.draft_seconds) / self.rounds
+    def learnt(self) -> StepCosts:
+        """The costs, of an engine that does."""
+        assert self.costs is not None
+        return self.costs
 
 
 class CostModel(BaseModel):
     """Seconds of the parts of a round; l layers below the exit of L, n positions verified.
 
-    ``draft(l) = d_0 + d_1·l``, ``verify(l, n) = r_0 + r_1·(L−l) + r_2·n`` with all that an engine
+    ``draft(l) = d_0 + d_1·l``, ``verify(l, n) = r(n) − r_1·(l − l_0)`` with all that an engine
     step costs around it, ``check(layers) = m_0 + r_1·layers``.
     """
 
@@ -54,9 +54,14 @@ class CostModel(BaseModel):
     """Seconds per prompt up to the first token."""
     draft_base: float
     draft_layer: float
-    verify_base: float
+    round_base: float
+    """Of a round of drafting, beside its passes."""
+    verify_exit: int
+    """The exit l_0 at which ``verify_seconds`` were learnt."""
+    verify_seconds: tuple[float, ...]
+    """r(1), r(2), ...: a round besides drafting and checks."""
     verify_layer: float
-    verify_position: float
+    """By how much it is shorter for each layer that the exit is deeper."""
     check_base: float | None = None
     """None if no engine with a middle tier was measured."""
 
@@ -64,10 +69,19 @@ class CostModel(BaseModel):
         """A drafting step with the target's own head."""
         return self.draft_base + self.draft_layer * exit_layer
 
-    def verify(self, exit_layer: int, positions: float) -> float:
+    def verify(self, exit_layer: int, positions: int) -> float:
         """A round besides drafting and checks."""
-        layers = self.layers - exit_layer
-        return self.verify_base + self.verify_layer * layers + self.verify_position * positions
+        known = self.verify_seconds
+        seconds = known[min(positions, len(known)) - 1]
+        if positions > len(known):
+            seconds += (positions - len(known)) * self.verify_position
+        return seconds - self.verify_layer * (exit_layer - self.verify_exit)
+
+    @property
+    def verify_position(self) -> float:
+        """Another position to verify, on the average."""
+        known = self.verify_seconds
+        return (known[-1] - known[0]) / max(len(known) - 1, 1)
 
     def check(self, layers: int) -> float:
         """A pass of the middle tier."""
@@ -76,77 +90,69 @@ class CostModel(BaseModel):
 
 
 class HeadCost(BaseModel):
-    """What an adapter costs, measured by an engine that drafts with it."""
+    """What an adapter costs, as an engine that drafts with it has learnt it."""
 
     model_config = ConfigDict(frozen=True)
 
     draft: float
     round_extra: float
-    """Seconds a round takes longer than `CostModel.verify` says."""
+    """Seconds a round takes longer than `CostModel` says."""
 
 
 def fit(
     layers: int,
     prompts: int,
     plain: EngineTimes,
-    shallow_one: tuple[int, EngineTimes],
-    shallow: tuple[int, EngineTimes],
-    deep: tuple[int, EngineTimes] | None,
+    shallow: tuple[int, StepCosts],
+    deep: tuple[int, StepCosts] | None,
 ) -> CostModel:
-    """From vLLM alone and engines that draft without a threshold.
+    """From vLLM alone and engines whose drafts vary in number.
 
     Args:
-        shallow_one: exit and times of an engine that drafts one token a round.
-        shallow, deep: of engines with many drafts a round, at two exits; None if there is one only,
+        shallow, deep: exit and costs of engines with bare heads at two exits; None if there is one only,
             whose layers then count as those of vLLM alone.
     """
-    exit_layer, most = shallow
+    exit_layer, costs = shallow
     prefill = plain.first_seconds
     per_token = (plain.seconds - prefill) / plain.tokens
-    one, many = (each.seconds_per_round(prefill) for each in (shallow_one[1], most))
-    positions = [each.drafted / each.rounds for each in (shallow_one[1], most)]
-    per_position = max(0.0, (many - one) / max(positions[1] - positions[0], 0.1))
-    draft = (shallow_one[1].draft_seconds + most.draft_seconds) / (
-        shallow_one[1].draft_steps + most.draft_steps
-    )
     if deep is None:
         per_layer = per_token / layers
-        draft_layer = min(per_layer, draft / exit_layer)
+        draft_layer = min(per_layer, costs.draft / exit_layer)
     else:
         apart = deep[0] - exit_layer
-        deeper = deep[1].seconds_per_round(prefill)
-        deeper -= per_position * (deep[1].drafted / deep[1].rounds - positions[1])
-        per_layer = max(0.0, (many - deeper) / apart)
-        draft_layer = max(0.0, (deep[1].seconds_per_draft - draft) / apart)
+        per_layer = max(0.0, _longer(costs.verify, deep[1].verify) / apart)
+        draft_layer = max(0.0, (deep[1].draft - costs.draft) / apart)
     return CostModel(
         layers=layers,
         plain=per_token,
         prefill=prefill / prompts,
-        draft_base=draft - draft_layer * exit_layer,
+        draft_base=costs.draft - draft_layer * exit_layer,
         draft_layer=draft_layer,
-        verify_base=many - per_layer * (layers - exit_layer) - per_position * (positions[1] + 1),
+        round_base=costs.around,
+        verify_exit=exit_layer,
+        verify_seconds=costs.verify,
         verify_layer=per_layer,
-        verify_position=per_position,
     )
+
+
+def _longer(one: Sequence[float], other: Sequence[float]) -> float:
+    return fmean(a - b for a, b in zip(one, other, strict=True))
 
 
 def with_checks(
-    model: CostModel, prefill: float, exits: tuple[int, int], times: EngineTimes
+    model: CostModel, exits: tuple[int, int], per_round: int, costs: StepCosts
 ) -> CostModel:
-    """Add what a check costs besides its layers, from an engine with a middle tier."""
+    """Add what a check of ``per_round`` tokens costs besides its layers, from an engine with a middle tier."""
     drafting, checking = exits
-    verifying = model.verify(checking, times.drafted / times.rounds + 1) * times.rounds
-    rest = times.seconds - prefill - times.draft_seconds - verifying
-    base = rest / times.checks - model.verify_layer * (checking - drafting)
+    base = costs.check[per_round - 1] - model.verify_layer * (checking - drafting)
     return model.model_copy(update={"check_base": max(0.0, base)})
 
 
-def head_cost(model: CostModel, prefill: float, exit_layer: int, times: EngineTimes) -> HeadCost:
+def head_cost(model: CostModel, exit_layer: int, costs: StepCosts) -> HeadCost:
     """An adapter's cost, from an engine that drafts with it."""
-    expected = model.verify(exit_layer, times.drafted / times.rounds + 1)
-    return HeadCost(
-        draft=times.seconds_per_draft, round_extra=times.seconds_per_round(prefill) - expected
-    )
+    expected = [model.verify(exit_layer, at) for at in range(1, len(costs.verify) + 1)]
+    extra = _longer(costs.verify, expected) + costs.around - model.round_base
+    return HeadCost(draft=costs.draft, round_extra=extra)
 
 
 def kangaroo_seconds(
@@ -170,10 +176,8 @@ def hispec_seconds(model: CostModel, work: Work, exits: tuple[int, int]) -> floa
 
 
 def _rounds(model: CostModel, verified: Sequence[int], exit_layer: int, extra: float) -> float:
-    count = len(verified)
-    if not count:
-        return 0.0
-    return count * (model.verify(exit_layer, sum(verified) / count) + extra)
+    seconds = sum(model.verify(exit_layer, positions) + extra for positions in verified)
+    return seconds + model.round_base * sum(positions > 1 for positions in verified)
 
 
 def speedup(model: CostModel, work: Work, seconds: float, prompts: int) -> float:

@@ -41,7 +41,7 @@ def timed(costs: CostModel, timer: EngineTimer) -> CostModel:
     low, high = timer.exits[0], timer.exits[-1]
     if high == low:
         return costs
-    config = {
+    config: dict[str, Any] = {
         "method": "hispec",
         "draft_exit_layer": low,
         "verify_exit_layer": high,
@@ -49,7 +49,7 @@ def timed(costs: CostModel, timer: EngineTimer) -> CostModel:
         "num_speculative_tokens": 4,
     }
     times = timer.run(f"HiSpec, exits {low} and {high}", config)
-    return with_checks(costs, timer.prefill, (low, high), times)
+    return with_checks(costs, (low, high), config["draft_tokens_per_round"], times.learnt)
 
 
 def replay(record: Record, head: Head, config: Mapping[str, Any]) -> Work:

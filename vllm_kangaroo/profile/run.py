@@ -236,9 +236,7 @@ def _run_finalists(
     for at, each in enumerate(predictions, start=1):
         what = f"running finalist {at} of {len(predictions)}"
         with Progress(console, what, watch.answers(prompts, 2), unit="answers") as progress:
-            times, ratio = watch.drafting(
-                each.speculative_config, prompts, advance=progress.advance
-            )
+            times, ratio = watch.drafting(each.speculative_config, prompts, progress.advance)
         length = times.tokens / times.rounds
         finalists.append(Finalist(predicted=each, speedup=ratio, acceptance_length=length))
     return finalists
@@ -264,7 +262,7 @@ def _verify(
     """Run the best settings and vLLM alone on prompts that had no part in the choice."""
     config = best.speculative_config
     answers, _ = watch.alone(prompts, advance)
-    drafting, ratio = watch.drafting(config, prompts, advance=advance)
+    drafting, ratio = watch.drafting(config, prompts, advance)
     adapter = config.get("model")
     head = next(
         each

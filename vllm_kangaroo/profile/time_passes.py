@@ -1,4 +1,4 @@
-"""What the passes cost: engines that draft without a threshold are timed, and a cost model is made of their times."""
+"""What the passes cost: engines draft without a threshold and learn it, and one model is made of what they have learnt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from vllm_kangaroo.console import Progress
+from vllm_kangaroo.goodput.step_costs import StepCosts
 from vllm_kangaroo.profile import kangaroo_search
 from vllm_kangaroo.profile.costs import CostModel, EngineTimes, HeadCost, fit, head_cost
 from vllm_kangaroo.profile.head_reader import Head
@@ -20,7 +21,7 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class EngineTimer:
-    """By which a method times an engine of its own."""
+    """By which a method times an engine of its own, whose costs are learnt where it has goodput control."""
 
     exits: Sequence[int]
     """Those at which bare heads draft, ascending."""
@@ -49,7 +50,7 @@ def time_passes(
     most: int,
     console: Console,
 ) -> Timings:
-    """Time engines that draft as surely as they can.
+    """Run engines that draft without a threshold, in varying numbers.
 
     Drafts and verifications are those of engines that do nothing else, which are Kangaroo's. What a method does beside
     them it times itself.
@@ -63,24 +64,25 @@ def time_passes(
 
     def run(what: str, config: dict[str, Any]) -> EngineTimes:
         with Progress(console, f"timing {what}", beside, unit="answers") as progress:
-            return watch.drafting(config, prompts, plain.seconds, progress.advance)[0]
+            return watch.learning(config, prompts, plain.seconds, progress.advance)
 
-    def drafting(drafts: int, head: Head) -> EngineTimes:
+    def drafting(head: Head) -> StepCosts:
         where = kangaroo_search.exit_of(head)
         said = ", ".join(f"{key} {value}" for key, value in where.items())
-        return run(f"{drafts} drafts, {said}", kangaroo_search.config(drafts, 0.0, head))
+        config = kangaroo_search.config(most, 0.0, head)
+        return run(f"1 to {most} drafts, {said}", config).learnt
 
     bare = [head for head in heads if head.adapter is None]
     first, last = bare[0], bare[-1]
     low, high = first.exit_layer, last.exit_layer
-    one, many = drafting(1, first), drafting(most, first)
-    deep = (high, drafting(most, last)) if high > low else None
-    costs = fit(layers, len(prompts), plain, (low, one), (low, many), deep)
+    shallow = drafting(first)
+    deep = (high, drafting(last)) if high > low else None
+    costs = fit(layers, len(prompts), plain, (low, shallow), deep)
     timer = EngineTimer([head.exit_layer for head in bare], plain.first_seconds, run)
     for search in searches().values():
         costs = search.timed(costs, timer)
     adapters = {
-        head.name: head_cost(costs, timer.prefill, head.exit_layer, drafting(most, head))
+        head.name: head_cost(costs, head.exit_layer, drafting(head))
         for head in heads
         if head.adapter is not None
     }

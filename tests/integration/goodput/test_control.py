@@ -31,7 +31,12 @@ class Bench:
     """
 
     def __init__(
-        self, acceptance: float = 0.9, lookup: bool | None = None, probe_share: float = 0.0
+        self,
+        acceptance: float = 0.9,
+        lookup: bool | None = None,
+        probe_share: float = 0.0,
+        *,
+        decide: bool = True,
     ) -> None:
         self.now = 0.0
         self.shared: list[Observations] = []
@@ -40,7 +45,7 @@ class Bench:
             costs,
             AcceptanceModel(4, (acceptance,)),
             Reliability(),
-            GoodputOptions(probe_share=probe_share),
+            GoodputOptions(probe_share=probe_share, decide=decide),
             most=4,
             clock=lambda: self.now,
         )
@@ -163,6 +168,13 @@ def test_drafts_that_were_looked_up_are_trimmed() -> None:
         costs.observe_verify(0.2, Load(2, 14), 8, drafted=True)
     assert step.trim(both, [survivals(0.5)] * 2) == [0, 0]
     assert step.trim(both[:1], [survivals(0.5, 1)]) == [0]
+
+
+def test_all_that_is_looked_up_stays_where_nothing_is_decided() -> None:
+    bench = Bench(lookup=True, decide=False)
+    step = bench.step(["a", "b"], [(5, 1)] * 2, [0, 0], [1, 1])
+    observe(step, [7, 7], [9, 9])
+    assert step.trim(np.array([0, 1]), [survivals(0.01), survivals(0.01, 2)]) == [4, 2]
 
 
 @pytest.mark.parametrize("acceptance", [0.05, 0.9])

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_kangaroo.goodput.length_policies import BatchTable, LengthBandit
+from vllm_kangaroo.goodput.length_policies import BatchTable, LengthBandit, RandomLengths
+from vllm_kangaroo.goodput.step_costs import StepCosts
 from vllm_kangaroo.integration.inspect import memory
 from vllm_kangaroo.integration.inspect.record import DraftRecord
 from vllm_kangaroo.options import OptionError
@@ -72,6 +73,22 @@ class Inspection:
         if self._bandit is None or self._bandit.lengths != tuple(sorted(set(lengths))):
             self._bandit = LengthBandit(lengths)
         self.model_runner.drafter.lengths = self._bandit
+
+    def draw_draft_lengths(self, lengths: Sequence[int]) -> None:
+        """The same by one of these lengths, drawn for each step."""
+        self.model_runner.drafter.lengths = RandomLengths(lengths)
+
+    def step_costs(self, kv_tokens: int, most: int) -> dict[str, Any]:
+        """What goodput control has learnt of the costs of one request's steps, as :class:`StepCosts` has it.
+
+        Args:
+            kv_tokens: of the request.
+            most: tokens of the largest verification.
+        """
+        drafter = self.model_runner.drafter
+        checks = drafter.plan.tokens_per_round is not None
+        costs = drafter.goodput.controller.costs
+        return StepCosts.of(costs, kv_tokens, most, checks=checks).model_dump()
 
     def memory_in_use(self) -> dict[str, int]:
         """Bytes that the engine's worker holds, by kind; see :class:`vllm_kangaroo.bench.memory_report.EngineMemory`."""

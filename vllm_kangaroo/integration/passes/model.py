@@ -220,7 +220,8 @@ def _passes(
         lower = nn.ModuleList(ranges[:-1])
         parts = {"lower": lower, "heads": heads, "top": ranges[top], "finished": cut.finished}
         found.joined = made(passes.JoinedPass, top, **parts)
-        if plan.goodput is not None:  # otherwise steps without drafts are few
+        # Where nothing else decides on them, steps without drafts are few.
+        if plan.goodput is not None and plan.goodput.decide:
             found.whole = made(passes.WholePass, top, **parts)
     if plan.draft_sample_method == "probabilistic":
         found.draft_logits = with_head(passes.DraftLogitsPass, 0)
