@@ -109,8 +109,9 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     (expected,), _ = run(model, greedy, tensor_parallel_size=2, doomed=True)
     # What is drawn on one rank, whose distribution is that of vLLM alone: test_probabilistic.py.
-    with monkeypatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", str(cores[0]))
+    with monkeypatch.context() as patch:  # in this process, which stays where it is
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         (_, alone), _ = run(model, greedy, drawn, speculative_config=hispec)
     (found, shared), ranks = run(
         model, greedy, drawn, speculative_config=hispec, tensor_parallel_size=2, doomed=True
