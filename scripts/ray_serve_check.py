@@ -1,6 +1,7 @@
 """Two replicas behind one address: scaled up by load, replaced by a rolling update, one lost; no request may go wrong.
 
     python scripts/ray_serve_check.py --clients 24
+    python scripts/ray_serve_check.py --only-loss     # two replicas from the start, one of which is killed
 
 Starts a Ray of its own with the application of ``examples/ray_serve`` and clients that ask without a pause, every other one for a
 stream. Every answer must be the one that was given before there was any load; a client may be told to ask again only while a
@@ -32,7 +33,7 @@ PORT = 18311
 URL = f"http://127.0.0.1:{PORT}/v1"
 PROMPTS = ("The old man looked at", "Once upon a time", "I would like to", "The train leaves at")
 PATIENCE_S = 900.0
-DEPLOYMENT = {
+DEPLOYMENT: dict[str, Any] = {
     "autoscaling_config": {
         "min_replicas": 1,
         "max_replicas": 2,
@@ -142,17 +143,23 @@ def wait(what: str, done: Callable[[], bool]) -> None:
     typer.echo(f"{what}: after {time.monotonic() - began:.0f} s")
 
 
-def deploy(**engine_kwargs: Any) -> None:
-    """Serve the application, or bring it up to date."""
+def deploy(replicas: int, **engine_kwargs: Any) -> None:
+    """Serve the application, or bring it up to date.
+
+    Args:
+        replicas: at least.
+    """
     from ray import serve
     from ray.serve.llm import build_openai_app
 
     from examples.ray_serve.app import llm_config
 
     fixed = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
+    scaling = DEPLOYMENT["autoscaling_config"] | {"min_replicas": replicas}
+    deployment = DEPLOYMENT | {"autoscaling_config": scaling}
     app = build_openai_app(
         {
-            "llm_configs": [llm_config(DEPLOYMENT, **fixed | engine_kwargs)],
+            "llm_configs": [llm_config(deployment, **fixed | engine_kwargs)],
             # Another is a process more on two cores, and none of what is looked at here.
             "ingress_deployment_config": {"autoscaling_config": {"max_replicas": 1}},
         }
@@ -160,7 +167,55 @@ def deploy(**engine_kwargs: Any) -> None:
     serve.run_many([serve.RunTarget(app)], wait_for_applications_running=False)
 
 
-def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -> None:
+def scale_and_roll(crowd: Clients) -> None:
+    """A second replica comes with the load, and both are replaced by an update."""
+    wait("scaled to two", both_run)
+    before = set(engines())
+    show_share(before)
+    typer.echo(f"so far {crowd}")
+    deploy(1, max_num_seqs=64)
+    wait("rolled over", lambda: both_run() and not before & set(engines()))
+    typer.echo(f"so far {crowd}")
+
+
+def lose_one(crowd: Clients) -> None:
+    """The engine of a replica is killed; the other serves on, and a third takes its place."""
+    time.sleep(10)
+    before = set(engines())
+    show_share(before)
+    typer.echo(f"so far {crowd}")
+    crowd.forgiving = True
+    [victim, *_] = before
+    os.kill(victim, signal.SIGKILL)
+    typer.echo(f"killed engine {victim}")
+    wait("noticed", lambda: not both_run())
+    typer.echo(f"so far {crowd}")
+    wait("replaced", lambda: both_run() and victim not in engines())
+    crowd.forgiving = False
+    typer.echo(f"so far {crowd}")
+    time.sleep(10)
+    show_share(set(engines()))
+
+
+def show_share(replicas: set[int]) -> None:
+    """How much each works."""
+    worked = {pid: busy(pid) for pid in replicas}
+    time.sleep(10)
+    for pid in replicas:
+        typer.echo(f"replica {pid}: {busy(pid) - worked[pid]:.1f} s of CPU in 10 s of load")
+
+
+def both_run() -> bool:
+    """Whether there are two replicas, each with its engine."""
+    return running() == 2 and len(engines()) == 2
+
+
+def main(
+    clients: Annotated[int, typer.Option(help="At the same time.")] = 24,
+    only_loss: Annotated[
+        bool, typer.Option(help="Begin with two replicas, and only lose one.")
+    ] = False,
+) -> None:
     """Scale up, update and lose a replica under load."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -174,29 +229,18 @@ def main(clients: Annotated[int, typer.Option(help="At the same time.")] = 24) -
 
     serve.start(http_options={"port": PORT})
     try:
-        deploy()
-        wait("one replica", lambda: not ask(PROMPTS[0]).startswith("error"))
+        deploy(2 if only_loss else 1)
+        if only_loss:
+            wait("two replicas", both_run)
+        wait("an answer", lambda: not ask(PROMPTS[0]).startswith("error"))
         crowd = Clients({prompt: ask(prompt) for prompt in PROMPTS})
         threads = [threading.Thread(target=crowd.work, args=[at]) for at in range(clients)]
         for thread in threads:
             thread.start()
         try:
-            wait("scaled to two", lambda: running() == 2 and len(engines()) == 2)
-            before = set(engines())
-            worked = {pid: busy(pid) for pid in before}
-            time.sleep(10)
-            for pid in before:
-                typer.echo(f"replica {pid}: {busy(pid) - worked[pid]:.1f} s of CPU in 10 s of load")
-            typer.echo(f"so far {crowd}")
-            deploy(max_num_seqs=64)
-            wait("rolled over", lambda: running() == 2 and not before & set(engines()))
-            typer.echo(f"so far {crowd}")
-            crowd.forgiving = True
-            [victim, *_] = engines()
-            os.kill(victim, signal.SIGKILL)
-            wait("replaced", lambda: running() == 2 and len(set(engines()) - {victim}) == 2)
-            crowd.forgiving = False
-            time.sleep(10)
+            if not only_loss:
+                scale_and_roll(crowd)
+            lose_one(crowd)
         finally:
             crowd.stopped.set()
             for thread in threads:

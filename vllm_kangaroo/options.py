@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError, refuse_strange_file
 from vllm_kangaroo.complaints import first_complaint
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
 from vllm_kangaroo.drafting.ngram_file import NgramError, load_ngrams
@@ -159,7 +159,7 @@ def settled_lookup(
     """``lookup`` with its defaults in their place, its table checked; see :meth:`LookupOptions.settled`.
 
     Raises:
-        OptionError: a table that cannot be read, or is of another model.
+        OptionError: a table that cannot be read, leads out of the adapter's directory, or is of another model.
     """
     if lookup is None:
         return None
@@ -168,8 +168,10 @@ def settled_lookup(
     found = lookup.settled(goodput=weighed, exit_drafts=exit_drafts, adapter=adapter)
     if found.ngrams is not None:
         try:
+            if lookup.ngrams is None:  # it lies beside the adapter, and is whoever's that is
+                refuse_strange_file(Path(found.ngrams))
             load_ngrams(found.ngrams, target.vocab_size)
-        except NgramError as error:
+        except (AdapterError, NgramError) as error:
             key = "lookup.ngrams" if exit_drafts else "ngrams"
             raise OptionError(f"speculative_config[{key!r}]: {error}.") from None
     return found

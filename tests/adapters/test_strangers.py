@@ -12,19 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.adapters.test_reference import make_adapter, make_config
+from tests.damage import edited, fuzz, put_together, scratched, sound, taken_apart
 from vllm_kangaroo.adapters.checkpoint import load_adapter, save_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError
 from vllm_kangaroo.adapters.weights_header import MAX_HEADER_BYTES
 
-EXAMPLES = int(os.environ.get("KANGAROO_FUZZ_EXAMPLES", "300"))
-"""Files that the fuzz makes; ``KANGAROO_FUZZ_EXAMPLES=10000`` for a long run."""
 NORM = "norm.weight"
-LONGEST = 1000
 
 
 def saved(folder: Path, **kind: Any) -> Path:
@@ -36,17 +34,6 @@ def saved(folder: Path, **kind: Any) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return saved(tmp_path / "adapter")
-
-
-def taken_apart(weights: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and numbers of a safetensors file."""
-    length = int.from_bytes(weights[:8], "little")
-    return json.loads(weights[8 : 8 + length]), weights[8 + length :]
-
-
-def put_together(header: Any, numbers: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + numbers
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -204,12 +191,6 @@ def refused(folder: Path) -> str:
     return sound(str(error.value), folder)
 
 
-def sound(sentence: str, folder: Path) -> str:
-    assert sentence.isprintable() and str(folder) in sentence
-    assert len(sentence) < LONGEST + 2 * len(str(folder))
-    return sentence
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_refused_in_one_sentence(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = folder.parent / "mark"
@@ -243,18 +224,6 @@ def test_a_snapshot_of_a_hubs_cache_is_links(folder: Path) -> None:
     load_adapter(folder.parent / "link")
 
 
-JUNK = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(["F32", "BF16", "I32", "../x", NORM, "float32", "kangaroo_ffn_adapter"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
 KINDS: list[dict[str, Any]] = [
     {},
     {"model_type": "kangaroo_ffn_adapter", "intermediate_size": 16},
@@ -277,37 +246,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, byt
     ]
 
 
-def scratched(data: st.DataObject, content: bytes) -> bytes:
-    """Bytes changed, cut off, put in or doubled, wherever."""
-    found = bytearray(content)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(found)))
-        cut = data.draw(st.integers(0, 12))
-        found[at : at + cut] = data.draw(st.binary(max_size=12))
-    return bytes(found)
-
-
-def edited(data: st.DataObject, value: Any) -> Any:
-    """A JSON value with one part replaced, dropped or added, at any depth."""
-    if isinstance(value, dict) and value and data.draw(st.booleans()):
-        key = data.draw(st.sampled_from(sorted(value)))
-        rest = {name: each for name, each in value.items() if name != key}
-        action = data.draw(st.sampled_from(["into", "into", "drop", "rename", "add"]))
-        if action == "drop":
-            return rest
-        if action == "rename":
-            return rest | {data.draw(st.text(max_size=8)): value[key]}
-        if action == "add":
-            return value | {data.draw(st.text(max_size=8)): data.draw(JUNK)}
-        return rest | {key: edited(data, value[key])}
-    if isinstance(value, list) and value and data.draw(st.booleans()):
-        at = data.draw(st.integers(0, len(value) - 1))
-        return [*value[:at], edited(data, value[at]), *value[at + 1 :]]
-    if type(value) is int and data.draw(st.booleans()):
-        return value + data.draw(st.integers(-4, 4))
-    return data.draw(JUNK)
-
-
 def damaged(data: st.DataObject, config: bytes, weights: bytes) -> tuple[bytes, bytes]:
     """The two files of an adapter, one or both not as they were."""
     kind = data.draw(st.sampled_from(["config", "header", "numbers", "scratch", "noise"]))
@@ -327,9 +265,7 @@ def damaged(data: st.DataObject, config: bytes, weights: bytes) -> tuple[bytes, 
     return config, weights
 
 
-@settings(
-    max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@fuzz
 @given(data=st.data())
 def test_any_files_are_refused_or_whole(
     data: st.DataObject, originals: list[tuple[bytes, bytes]], scratch: Path

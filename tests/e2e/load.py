@@ -11,14 +11,15 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
 import psutil
 
-from tests.e2e.prompts import PROMPTS
+from tests.e2e.prompts import PROMPTS, STORY, encode
 from tests.e2e.serving import Server
 
 TURNS = 4
@@ -30,6 +31,8 @@ SAID = [
     "A cheap one.",
     "Thanks.",
 ]
+PARTS_S = 30
+"""Seconds between two looks into the mappings of the worker."""
 BEGUN: dict[str, Any] = GREEDY | {"prompt": PROMPTS[0], "max_tokens": 200, "ignore_eos": True}
 
 EMPTY = (
@@ -63,12 +66,20 @@ class Load:
     seed: int = 0
     hints: bool = True
     """Whether LAPS-SD schedules, and so refuses hints of length that cannot be true."""
+    drafts: bool = True
+    """Whether a method of ours drafts, and so refuses what it cannot serve."""
+    long: Sequence[int] = ()
+    """Tokens with which long conversations begin; the server must tell how many it had in its cache."""
     right: dict[str, str] = field(default_factory=dict)
     """The unloaded answer by request."""
     seen: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    hits: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens of each turn of a long conversation under load, and how many of them came from the prefix cache."""
     memory: list[dict[str, int]] = field(default_factory=list)
     """Bytes that the server's processes hold, by their names, before the load and each second of it."""
+    parts: list[dict[str, int]] = field(default_factory=list)
+    """Bytes of the worker by kind of mapping, each :data:`PARTS_S` seconds."""
 
     def bad(self) -> list[Bad]:
         """Requests that no server should take."""
@@ -82,6 +93,11 @@ class Load:
 
         long, key = "word " * 2 * self.model_length, "expected_output_tokens"
         one, many = "completions", "chat/completions"
+        of_drafts = [
+            Bad(one, body(min_p=0.1, temperature=0.7), "min_p"),
+            Bad(many, chat(logit_bias={"5": 2.0}), "logit_bias"),
+            Bad(one, body(vllm_xargs={"kangaroo.max_drafts": -1}), "kangaroo.max_drafts=-1"),
+        ]
         return [
             Bad(one, body(prompt=long), str(self.model_length)),
             Bad(many, chat(messages=[{"role": "user", "content": long}]), str(self.model_length)),
@@ -101,16 +117,14 @@ class Load:
             Bad(one, body(max_tokens=-3), "max_tokens"),
             Bad(one, body(n=0), "n"),
             Bad(one, body(n=-5), "n"),
-            Bad(one, body(min_p=0.1, temperature=0.7), "min_p"),
-            Bad(many, chat(logit_bias={"5": 2.0}), "logit_bias"),
             Bad(one, body(stop=[5, {}]), "stop"),
-            Bad(one, body(vllm_xargs={"kangaroo.max_drafts": -1}), "kangaroo.max_drafts=-1"),
             Bad(one, body(vllm_xargs={"expected_output_tokens": {"a": [1] * 500}})),
             Bad(one, body(structured_outputs={"regex": "(" * 50})),
             Bad(one, body(logprobs=10**6), "logprobs"),
             Bad(many, chat(messages=[{"content": SAID[0]}]), "role"),
             Bad(one, body(model="another"), "another"),
             *([Bad(one, body(vllm_xargs={key: -1}), f"{key}=-1")] if self.hints else []),
+            *(of_drafts if self.drafts else []),
         ]
 
     async def run(self) -> None:
@@ -123,10 +137,13 @@ class Load:
                 await self.completion(http, prompt)
             for at in range(len(SAID)):
                 await self.conversation(http, at)
+            for tokens in self.long:
+                await self.long_conversation(http, tokens)
             for bad in self.bad():  # under load it is chance that says which
                 await self.refused(http, bad)
             assert not self.wrong, self.wrong
             self.seen.clear()
+            self.hits.clear()
             loop = asyncio.get_running_loop()
             end = loop.time() + self.seconds
             watching = asyncio.create_task(self._watch())
@@ -145,8 +162,9 @@ class Load:
                 lambda: self.aborted(http, chance.randrange(1, 20)),
                 lambda: self.left(http, chance.uniform(0, 0.3)),
                 lambda: self.refused(http, chance.choice(bad)),
+                lambda: self.long_conversation(http, chance.choice(self.long)),
             ]
-            await chance.choices(acts, weights=[5, 5, 2, 3, 3, 4])[0]()
+            await chance.choices(acts, weights=[5, 5, 2, 3, 3, 4, 0.2 if self.long else 0])[0]()
 
     def check(self, what: str, answer: str) -> None:
         """Compare with the unloaded answer, which is the first."""
@@ -173,18 +191,37 @@ class Load:
 
     async def conversation(self, http: httpx.AsyncClient, first: int) -> None:
         """Turn by turn, with what was answered before."""
+        said = [SAID[(first + turn) % len(SAID)] for turn in range(TURNS)]
+        await self._turns(http, "turn", f"from {first}", said)
+
+    async def long_conversation(self, http: httpx.AsyncClient, tokens: int) -> None:
+        """The same about a text of so many tokens, which each turn but the first finds in the prefix cache."""
+        said = [f"{text_of(tokens)}\n{SAID[0]}", *SAID[1:]]
+        used = await self._turns(http, "long turn", f"about {tokens} tokens", said)
+        self.hits += (
+            (each["prompt_tokens"], (each["prompt_tokens_details"] or {}).get("cached_tokens", 0))
+            for each in used
+        )
+
+    async def _turns(
+        self, http: httpx.AsyncClient, kind: str, about: str, said: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """What the server says of the tokens of each turn."""
         messages: list[dict[str, str]] = []
-        for turn in range(TURNS):
-            said = SAID[(first + turn) % len(SAID)]
-            messages.append({"role": "user", "content": said})
+        used: list[dict[str, Any]] = []
+        for turn, sentence in enumerate(said):
+            messages.append({"role": "user", "content": sentence})
             body = GREEDY | {"messages": messages, "max_tokens": 24}
             answer = await http.post("chat/completions", json=body)
             if answer.status_code != 200:
-                self.wrong.append(f"turn {turn}: {answer.status_code} {answer.text}")
-                return
-            text = answer.json()["choices"][0]["message"]["content"]
-            self.check(f"turn: {turn} from {first}", text)
+                self.wrong.append(f"{kind} {turn}: {answer.status_code} {answer.text}")
+                break
+            found = answer.json()
+            text = found["choices"][0]["message"]["content"]
+            self.check(f"{kind}: {turn} {about}", text)
             messages.append({"role": "assistant", "content": text})
+            used.append(found["usage"])
+        return used
 
     async def aborted(self, http: httpx.AsyncClient, pieces: int) -> None:
         """A stream that is closed after some pieces."""
@@ -221,6 +258,8 @@ class Load:
         began = loop.time()
         for second in itertools.count(1):
             self.memory.append(held(server))
+            if second % PARTS_S == 1:
+                self.parts.append(mapped(server))
             await asyncio.sleep(began + second - loop.time())
 
     def growth(self) -> int:
@@ -231,8 +270,23 @@ class Load:
         return sum(late) // len(late) - sum(early) // len(early)
 
 
-def at_rest(server: Server, patience: float = 60.0) -> list[str]:
-    """What a server still holds when all clients have gone, a sentence each; it must have been started in dev mode."""
+@cache
+def text_of(tokens: int) -> str:
+    """A text of about so many tokens, which begins as that of no other length does."""
+    chapters: list[str] = []
+    length = 0
+    while length < tokens:
+        chapters.append(f"Of {tokens}, {len(chapters)}: {STORY}")
+        length += len(encode(chapters[-1]))
+    return "".join(chapters)
+
+
+def at_rest(server: Server, patience: float = 60.0, *, ladder: bool = True) -> list[str]:
+    """What a server still holds when all clients have gone, a sentence each; it must have been started in dev mode.
+
+    Args:
+        ladder: whether a method of ours drafts.
+    """
     until = time.monotonic() + patience
     while not server.idle() and time.monotonic() < until:
         time.sleep(0.1)
@@ -241,10 +295,12 @@ def at_rest(server: Server, patience: float = 60.0) -> list[str]:
     httpx.post(f"{server.url}/v1/completions", json=last, timeout=60).raise_for_status()
     metrics = server.metrics()
     empty = [name for name in metrics if name in EMPTY and metrics[name] != 0]
+    wrong = [f"{name} is {metrics[name]}" for name in empty]
+    if not ladder:
+        return wrong
     asked = {"method": "early_exit_counters"}
     answer = httpx.post(f"{server.url}/collective_rpc", json=asked, timeout=60)
     [counters] = answer.json()["results"]
-    wrong = [f"{name} is {metrics[name]}" for name in empty]
     if counters["requests"] > 1:
         wrong.append(
             f"{counters['requests']} requests are in the ladder's table, where 1 is the last"
@@ -273,4 +329,19 @@ def held(server: psutil.Process) -> dict[str, int]:
             found[name] += each.memory_info().rss
         except psutil.Error:  # it may have just ended
             continue
+    return dict(found)
+
+
+def mapped(server: psutil.Process) -> dict[str, int]:
+    """Resident bytes of a server's worker by kind of mapping.
+
+    ``code`` is what was written while running and can be executed: kernels that oneDNN has made for a size of matrix.
+    """
+    found: Counter[str] = Counter()
+    for each in server.children(recursive=True):
+        if "Worker" not in "".join(each.cmdline()[:1]):
+            continue
+        for one in each.memory_maps(grouped=False):
+            kind = "files" if one.path.startswith("/") else "code" if "x" in one.perms else "heap"
+            found[kind] += one.rss
     return dict(found)

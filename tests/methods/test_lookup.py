@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.test_options import TARGET
 from vllm_kangaroo.drafting.lookup_options import NGRAM_FILE, LookupOptions
 from vllm_kangaroo.drafting.ngram_file import save_ngrams
-from vllm_kangaroo.options import EarlyExitPlan, OptionError, parse_options
+from vllm_kangaroo.options import EarlyExitPlan, OptionError, parse_options, settled_lookup
 
 
 def test_every_option_reaches_the_plan() -> None:
@@ -109,3 +110,35 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
             sentence = str(refused.value)
             assert sentence.startswith(f"speculative_config['{key}']") and path in sentence
             assert why in sentence and "give " in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("link", "symbolic link that leads out of the adapter"),
+        ("pipe", "no ordinary file"),
+        ("folder", "no ordinary file"),
+        ("dangling", "symbolic link that leads out of the adapter"),
+    ],
+)
+def test_a_table_beside_an_adapter_is_the_adapters_own(
+    tmp_path: Path, kind: str, said: str
+) -> None:
+    """It is found and not named, so that whoever made the adapter decides what is read."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    beside = folder / NGRAM_FILE
+    if kind == "pipe":
+        os.mkfifo(beside)
+    elif kind == "folder":
+        beside.mkdir()
+    else:
+        beside.symlink_to(ngrams(tmp_path / "it") if kind == "link" else "/nowhere")
+    options = parse_options({"method": "kangaroo", "exit_layer": 2, "lookup": True})
+    settle = partial(settled_lookup, options, LookupOptions(), TARGET)
+    with pytest.raises(OptionError, match=said) as refused:
+        settle(adapter=str(folder))
+    assert str(beside) in str(refused.value)
+    named = LookupOptions(ngrams=str(beside))
+    if kind == "link":  # who names a link means it
+        assert settled_lookup(options, named, TARGET, adapter=str(folder)).ngrams == str(beside)

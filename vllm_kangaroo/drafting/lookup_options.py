@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
@@ -91,7 +92,7 @@ class LookupOptions(BaseModel):
             threshold = WEIGHED if goodput else BESIDE_EXIT if exit_drafts else ALONE
         if ngrams is None and adapter is not None:
             beside = Path(adapter) / NGRAM_FILE
-            ngrams = str(beside) if beside.is_file() else None
+            ngrams = str(beside) if os.path.lexists(beside) else None
         elif ngrams:
             ngrams = str(Path(ngrams).expanduser())
         return self.model_copy(update={"confidence_threshold": threshold, "ngrams": ngrams or None})

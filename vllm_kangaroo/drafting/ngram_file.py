@@ -61,10 +61,14 @@ def load_ngrams(path: str | os.PathLike[str], vocab_size: int) -> NgramTable:
         NgramError: no such file, another form than a table's, or tokens beyond the target's.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
+        raise _refused(path, "it is no ordinary file")
     try:
         _check_form(read_header(path))
         tensors = load_file(path)
-    except (OSError, HeaderError, SafetensorError) as error:
+    except HeaderError as error:
+        raise _refused(path, str(error)) from None
+    except (OSError, SafetensorError) as error:
         raise _refused(path, shown(str(error))) from None
     contexts, tokens = tensors["contexts"].view(np.uint64), tensors["tokens"]
     if not bool((contexts[1:] > contexts[:-1]).all()):
@@ -79,7 +83,7 @@ def load_ngrams(path: str | os.PathLike[str], vocab_size: int) -> NgramTable:
 def _check_form(found: dict[str, Stored]) -> None:
     forms = {name: stored.dtype for name, stored in found.items()}
     if forms != _FORM:
-        raise HeaderError(f"it holds {forms} where a table holds {_FORM}")
+        raise HeaderError(f"it holds {shown(forms)} where a table holds {_FORM}")
     shapes = {stored.shape for stored in found.values()}
     (shape,) = shapes if len(shapes) == 1 else [()]
     if len(shape) != 1 or not 1 <= shape[0] <= MAX_CONTEXTS:
