@@ -1,4 +1,4 @@
-"""Draw the panels of the Grafana dashboard from a Prometheus server, for the documentation.
+"""Draw the Grafana dashboard from a Prometheus server, for the documentation: its rows and panels, as far as they have data.
 
 python tools/draw_dashboard.py http://127.0.0.1:9090 docs/images/dashboard.png --seconds 180
 """
@@ -12,30 +12,80 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import matplotlib
 import typer
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 DASHBOARD = (
     Path(__file__).resolve().parents[1] / "examples/compose/grafana/dashboards/vllm-kangaroo.json"
 )
 COLUMNS = 3
+STEP_S = 5
+INTERVAL = "20s"
+"""For ``$__rate_interval``: Grafana takes four scrapes."""
+UNITS = {"percentunit": PercentFormatter(1.0, decimals=0), "bytes": EngFormatter("B", places=0)}
+SHORT = EngFormatter(sep="")
+SECONDS = EngFormatter("s")
+Line = tuple[str, list[float], list[float]]
+"""Legend, times and values."""
 
 
-def series(url: str, query: str, end: float, seconds: int) -> list[dict[str, Any]]:
-    """Labels and ``[[time, value], ...]`` of all that a query gives."""
-    query = query.replace("$__rate_interval", "10s").replace("$model", ".*")
-    asked: dict[str, str | float] = {"query": query, "start": end - seconds, "end": end, "step": 2}
-    answer = httpx.get(f"{url}/api/v1/query_range", params=asked).raise_for_status().json()
-    found: list[dict[str, Any]] = answer["data"]["result"]
+def lines(url: str, panel: dict[str, Any], end: float, seconds: int) -> list[Line]:
+    """All that the queries of a panel give."""
+    found: list[Line] = []
+    for target in panel.get("targets", ()):
+        query = target["expr"].replace("$__rate_interval", INTERVAL).replace("$model", ".*")
+        asked: dict[str, str | float] = {
+            "query": query,
+            "start": end - seconds,
+            "end": end,
+            "step": STEP_S,
+        }
+        answer = httpx.get(f"{url}/api/v1/query_range", params=asked).raise_for_status().json()
+        for one in answer["data"]["result"]:
+            times = [float(at) - end for at, _ in one["values"]]
+            values = [float(value) for _, value in one["values"]]
+            found.append((name(target["legendFormat"], one["metric"]), times, values))
     return found
 
 
 def name(legend: str, labels: dict[str, str]) -> str:
     """A legend of Grafana's with its labels filled in."""
     return re.sub(r"{{(\w+)}}", lambda label: labels.get(label[1], ""), legend)
+
+
+def rows(
+    url: str, end: float, seconds: int
+) -> list[tuple[str, list[tuple[dict[str, Any], list[Line]]]]]:
+    """Titles of rows, and the panels of each that have data."""
+    found: list[tuple[str, list[tuple[dict[str, Any], list[Line]]]]] = []
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        if panel["type"] == "row":
+            found.append((panel["title"], []))
+        elif given := lines(url, panel, end, seconds):
+            found[-1][1].append((panel, given))
+    return [row for row in found if row[1]]
+
+
+def draw(axis: Any, panel: dict[str, Any], given: list[Line]) -> None:
+    """One panel."""
+    defaults = panel["fieldConfig"]["defaults"]
+    if "stacking" in defaults["custom"]:
+        times = sorted({at for _, own, _ in given for at in own})
+        by_time = [dict(zip(own, values, strict=True)) for _, own, values in given]
+        heights = [[each.get(at, 0.0) for at in times] for each in by_time]
+        axis.stackplot(times, heights, labels=[label for label, *_ in given], alpha=0.6)
+    else:
+        for label, times, values in given:
+            axis.plot(times, values, linewidth=1.2, label=label)
+    unit = defaults["unit"]
+    axis.yaxis.set_major_formatter(UNITS.get(unit, SECONDS if unit == "s" else SHORT))
+    axis.set_title(panel["title"], fontsize=9)
+    axis.set_ylim(bottom=0, top=defaults.get("max"))
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
 
 
 def main(
@@ -45,31 +95,20 @@ def main(
 ) -> None:
     """Draw every panel that has data."""
     end = time.time()
-    drawn = []
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        lines = [
-            (name(target["legendFormat"], one["metric"]), one["values"])
-            for target in panel.get("targets", ())
-            for one in series(url, target["expr"], end, seconds)
-        ]
-        if lines:
-            drawn.append((panel["title"], lines))
-    rows = -(-len(drawn) // COLUMNS)
-    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(12, 2.4 * rows), squeeze=False)
-    for axis, (title, lines) in zip(axes.flat, drawn, strict=False):
-        for label, values in lines:
-            times = [float(at) - end for at, _ in values]
-            axis.plot(times, [float(value) for _, value in values], linewidth=1, label=label)
-        axis.set_title(title, fontsize=9)
-        axis.set_ylim(bottom=0)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6, loc="upper left")
-    for axis in axes.flat[len(drawn) :]:
-        axis.set_visible(False)
-    figure.tight_layout()
-    figure.savefig(out, dpi=90)
-    typer.echo(f"{len(drawn)} panels drawn to {out}")
+    found = rows(url, end, seconds)
+    heights = [-(-len(panels) // COLUMNS) for _, panels in found]
+    figure = Figure(figsize=(12, 2.3 * sum(heights) + 0.3 * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)
+    for part, height, (title, panels) in zip(parts.flat, heights, found, strict=True):
+        part.suptitle(title, fontsize=11, x=0.01, ha="left", weight="bold")
+        axes = part.subplots(height, COLUMNS, squeeze=False)
+        for axis, (panel, given) in zip(axes.flat, panels, strict=False):
+            draw(axis, panel, given)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+    figure.savefig(out, dpi=80)
+    typer.echo(f"{sum(len(panels) for _, panels in found)} panels drawn to {out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_answers_empirically_until_it_has_seen_enough():
     found_alike = {id(found.predict(facts)) for facts, _ in stream(20, seed=1)}
     assert len(found_alike) == 1
     assert found_alike == {id(found.empirical.predict(stream(1, seed=1)[0][0]))}
+
+
+def test_requests_leave_nothing_behind():
+    """Once it has learnt, it is as large after a thousand requests as after a hundred more."""
+    found = taught(128)
+    before = len(pickle.dumps(found))
+    for facts, length in stream(1024, seed=4):
+        found.learn(facts, length)
+    assert found.learnt == 1152
+    assert abs(len(pickle.dumps(found)) - before) < 100  # a counter may need a byte more
 
 
 def test_goes_on_after_a_restart_where_it_was(tmp_path: Path):

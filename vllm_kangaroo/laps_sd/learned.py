@@ -96,6 +96,7 @@ class LearnedLengths:
 
     def _fit(self, rows: Any, labels: NDArray[np.int64]) -> None:
         self._model.partial_fit(rows, labels, classes=np.arange(BINS))
+        self._model.loss_curve_.clear()  # a number a batch, for good; the best loss is kept beside
 
     def save(self) -> None:
         """Write to ``file`` what has been learnt, in one piece or not at all."""
