@@ -131,7 +131,7 @@ class Load:
         """Ask everything unloaded, then load the server for :attr:`seconds`."""
         limits = httpx.Limits(max_connections=2 * self.clients + 8)
         async with httpx.AsyncClient(
-            base_url=f"{self.url}/v1/", timeout=300, limits=limits
+            base_url=f"{self.url}/v1/", timeout=900, limits=limits
         ) as http:
             for prompt in PROMPTS:
                 await self.completion(http, prompt)
