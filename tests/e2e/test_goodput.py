@@ -12,6 +12,7 @@ from vllm.exceptions import VLLMValidationError
 
 from tests.e2e.engines import Engine, Engines, difference, sampling, tokens_of
 from tests.e2e.fixed_costs import fix
+from tests.e2e.held import grown
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.goodput.cost_model import CostModel
@@ -108,6 +109,29 @@ def test_costs_that_change_all_the_time(ours: Engine, expected: list[list[list[i
             step += 1
     assert [[ended[str(at)]] for at in range(len(expected))] == expected
     assert seen["lengths"][0] > 0 and seen["counters"]["drafted"] > 0
+
+
+def test_requests_that_have_ended_leave_nothing_behind(ours: Engine) -> None:
+    """Neither in drafter, ladder and lookup nor in what weighs drafts, whether they ended by themselves or not."""
+    fix(ours, CHEAP)
+    times = 8
+    seen = ours.ladder.counters.as_dict()
+
+    def run() -> None:
+        for at, prompt in enumerate(prompts()):
+            ours.submit(str(at), prompt, ignore_eos=True, max_tokens=8)
+        for _ in range(8):
+            ours.step()
+        ours.llm.llm_engine.abort_request(["0", "3"])
+        ours.finish()
+        ours.flush()
+
+    more = grown(run, times)
+    leaks = {kind: count for kind, count in more.items() if count >= times * len(prompts()) / 4}
+    assert not leaks
+    gained = difference(ours.ladder.counters.as_dict(), seen)
+    assert gained["drafted"] > 0 and gained["lookup_drafted"] > 0
+    assert len(ours.proposer.lookups) == ours.ladder.requests == 1  # the last flush's
 
 
 def test_nothing_is_drafted_where_it_does_not_pay(

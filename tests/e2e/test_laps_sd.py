@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
+from tests.e2e.held import grown
 from tests.e2e.prompts import QUESTIONS, chat, mixed
 from tests.e2e.ticks import Ticks
 from vllm_kangaroo.bench.engines import EngineSettings
@@ -70,6 +71,26 @@ def expected(engines: Engines) -> list[list[int]]:
     found = waves(engines.plain())
     assert len({len(tokens) for tokens in found}) > 8, "lengths do not differ"
     return found
+
+
+def test_requests_that_have_ended_leave_nothing_behind(engines: Engines) -> None:
+    """Paused, evicted or aborted: scheduler and policy forget them."""
+    engine, times = laps(engines, "kangaroo"), 8
+    scheduler, pauses = engine.core.scheduler, engine.core.scheduler.pauses
+
+    def run() -> None:
+        for number, prompt in enumerate(mixed()):
+            engine.submit(str(number), prompt, max_tokens=8, ignore_eos=True)
+            engine.step()
+        engine.llm.llm_engine.abort_request(["14", "15"])
+        engine.finish()
+        engine.flush()
+
+    more = grown(run, times)
+    leaks = {kind: count for kind, count in more.items() if count >= times * len(mixed()) / 4}
+    assert not leaks
+    assert scheduler.pauses > pauses
+    assert len(scheduler.laps) == len(scheduler.paused) == 0
 
 
 @pytest.mark.parametrize("method", list(METHODS))
