@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.e2e.engines import FP32, KANGAROO, Engine, Engines, Prompt, endings, sampling, tokens_of
 from tests.e2e.prompts import mixed
+from tests.e2e.visits import check_visits, visits
 from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.drafting import hispec
@@ -147,6 +148,10 @@ def test_prefix_caching_changes_nothing(
     # No tier computed what the cache had: all of them have their keys and values in the same blocks.
     assert warm.counters["positions"] == [of - cached for of in cold.counters["positions"]]
     assert warm.counters["drafted"] == cold.counters["drafted"]
+
+
+def test_drafts_after_a_hit_are_as_good_as_before(ours: Engine) -> None:
+    check_visits(visits(ours, TIGHT["num_gpu_blocks_override"]))
 
 
 def test_preemption_and_the_length_limit_change_nothing(

@@ -14,6 +14,7 @@ from tests.e2e.engines import EXIT_LAYER, KANGAROO, Engine, Engines, Gain, sampl
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from tests.e2e.reference import Reference, check_rounds, watch
 from tests.e2e.test_structured import ENGINE, KINDS, constrained, thrown_away
+from tests.e2e.visits import check_visits, visits
 from vllm_kangaroo import tiny_adapter, tiny_model
 from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.integration.inspect.record import DraftRecord
@@ -185,6 +186,12 @@ def test_pieces_preemption_and_prefix_cache(
     assert KANGAROO["num_speculative_tokens"] < max(lengths) <= LONGER
     drafted = {len(one) for own in record.rounds.values() for one in own.values() if 1 in one}
     assert max(drafted) <= KANGAROO["num_speculative_tokens"]
+
+
+def test_drafts_after_a_hit_are_as_good_as_before(crowded: Engine) -> None:
+    """What a request's text and trust say does not depend on where its keys and values come from."""
+    with both(crowded):
+        check_visits(visits(crowded, FEW_BLOCKS["num_gpu_blocks_override"]))
 
 
 def test_a_table_knows_what_the_text_does_not(
