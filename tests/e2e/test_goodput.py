@@ -213,7 +213,8 @@ def test_a_wrong_wish_is_refused_for_that_request_alone(
 
 
 @pytest.fixture(scope="module")
-def hispec(engines: Engines) -> Engine:
+def hispec(engines: Engines, expected: Any) -> Engine:
+    """Started after vLLM alone: metrics are those of the newest engine."""
     config = {
         "method": "hispec",
         "draft_exit_layer": 1,
