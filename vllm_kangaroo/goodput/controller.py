@@ -177,17 +177,11 @@ class GoodputController:
         verification = Verification(load, load.requests + tokens, load.requests + expected)
         cached = self._plan(verification, slots[can], contexts[can], limits[can])
         plan = cached.plan
-        chosen = plan.order[: self._worth(plan)]
+        chosen = plan.order[: self._worth(plan)] if self.decides else plan.order
         self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if self._drafting else plan.plain
-        if not self.decides:
-            chosen = plan.order
-        elif self._nobody:
-            chosen, self._nobody = NOBODY, False
-        elif len(chosen) == len(can):
-            chosen = self._measured(plan, chosen)
-        else:
-            chosen = self._probed(plan, chosen, load, contexts[can])
+        if self.decides:
+            chosen = self._tried(plan, chosen, load, contexts[can])
         self._account(chosen, plan, load, can)
         if not len(chosen):
             return Chosen(NOBODY, NOBODY, None)
@@ -267,6 +261,15 @@ class GoodputController:
     def _worth(self, plan: LengthPlan) -> int:
         margin = 1.0 if self._drafting else 1.0 + self._margin
         return plan.requests if plan.goodput > plan.plain * margin else 0
+
+    def _tried(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
+        """The chosen, but for a step now and then that is to find something out."""
+        if self._nobody:
+            self._nobody = False
+            return NOBODY
+        if len(chosen) == len(contexts):
+            return self._measured(plan, chosen)
+        return self._probed(plan, chosen, load, contexts)
 
     def _probed(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
         """The chosen, and some of the others now and then: what is not drafted says nothing of itself."""
