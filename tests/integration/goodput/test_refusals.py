@@ -42,7 +42,7 @@ def test_ranks_over_ray() -> None:
     [
         ("yes", r"speculative_config\['goodput'\]='yes' is refused .*: choose true or false"),
         ({"probe_share": 0.5}, r"'goodput\.probe_share'\]=0\.5 is refused .*: choose a share"),
-        ({"probes": 0.5}, r"is not an option of goodput: use one of probe_share, profile"),
+        ({"probes": 0.5}, r"is not an option of goodput: use one of decide, probe_share, profile"),
     ],
 )
 def test_options_that_are_wrong(value: Any, said: str) -> None:
