@@ -37,7 +37,7 @@ test: setup ## run the test suite
 test-v2: setup ## run the tests of vLLM's V2 model runner, under Triton's interpreter
 	@$(BIN)/python tools/setup_v2.py
 	@PYTHONPATH="$(CURDIR)/.v2:$(CURDIR)/tests/v2/interpreter:$$PYTHONPATH" TRITON_INTERPRET=1 \
-	TRITON_DEFAULT_BACKEND=cpu VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest tests/v2 $(ARGS)
+	TRITON_DEFAULT_BACKEND=cpu VLLM_USE_V2_MODEL_RUNNER=1 $(PYTEST) tests/v2 $(ARGS)
 
 test-fast: setup ## run the quick tests (no engine, no set-up), in a minute and a half
 	@$(PYTEST) --ignore tests/e2e -m "not e2e and not slow" $(ARGS)

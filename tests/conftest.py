@@ -24,6 +24,7 @@ settings.load_profile("untimed")
 E2E = Path(__file__).parent / "e2e"
 DEAR = (
     "test_compiled",
+    "test_v2_core",
     "test_ray_serve",
     "test_tensor_parallel",
     "test_demo_e2e",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ def as_on_cuda() -> Iterator[None]:
 
     from tests.v2 import quick_interpreter
 
+    # What has been imported stays, and need not be searched at each of an engine's collections; and the interpreter makes
+    # objects by the million, none of them in a circle.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
     original = CpuPlatform.check_and_update_config.__func__  # type: ignore[attr-defined]
 
     def check(cls: type, vllm_config: object) -> None:

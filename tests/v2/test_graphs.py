@@ -16,14 +16,15 @@ from tests.e2e.prompts import QUESTIONS, STORY, chat, encode
 from tests.v2.emulator.graph import Graph, HostRead, NoHostReads
 from tests.v2.emulator.install import install
 from tests.v2.engines import DRAFTS, OPTIONS, V2Engine
+from tests.v2.test_lengths import Lengths
 from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.integration.runner_v2.draft_choice import DraftChoice
 from vllm_kangaroo.integration.runner_v2.kept_states import KeptStates
 from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
 
 WIDTH = DRAFTS + 1
-SIZES = [1, 2, 4, WIDTH, 2 * WIDTH, 4 * WIDTH]
-"""One, two and four requests; three are filled up to four."""
+SIZES = [1, 2, 4, WIDTH, 8, 2 * WIDTH, 4 * WIDTH]
+"""One, two and four requests; three are filled up to four. With fewer drafts, four of two tokens."""
 ROOM: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_gpu_blocks_override": 40}
 PROMPTS = [chat(question) for question in QUESTIONS[:5]]
 PARAMS = [sampling(max_tokens=16 + 3 * at, ignore_eos=True) for at in range(len(PROMPTS))]
@@ -62,6 +63,7 @@ def run(engine: V2Engine) -> list[list[int]]:
     return [found for (found,) in tokens_of(engine.generate(PROMPTS, PARAMS))]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("drafter", [ADAPTER, TWO_EXITS], ids=lambda each: each["method"])
 def test_every_step_and_every_round_is_a_replay(
     engines: Engines, expected: list[list[int]], drafter: dict[str, Any]
@@ -79,6 +81,23 @@ def test_every_step_and_every_round_is_a_replay(
     assert counters["padded_rows"] > 0, "no batch was smaller than its graph"
     assert counters["whole_steps"] <= len(PROMPTS)
     assert (counters["replaced"] > 0) == (drafter is TWO_EXITS)
+
+
+def test_every_length_has_its_graphs(
+    engines: Engines, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verification for each length, the whole model where nothing was drafted, and a round for each."""
+    engine = captured(engines, num_speculative_tokens=2, goodput=True)
+    assert len(engine.speculator.manager.graphs) == 6
+    monkeypatch.setattr(engine.core.scheduler, "dynamic_sd_lookup", Lengths((2, 0, 1, 2, 1, 0, 0)))
+    with engine.drafting() as gain:
+        assert run(engine) == expected
+    counters = gain.counters
+    assert counters["verification_replays"] == counters["verifications"] > 8
+    assert counters["drafting_replays"] == counters["draftings"] > 8
+    assert counters["skipped"] > 4
+    assert counters["whole_steps"] - counters["whole_replays"] <= len(PROMPTS)
+    assert counters["whole_replays"] > 4
 
 
 def test_drawn_drafts_are_captured_too(engines: Engines) -> None:
@@ -184,6 +203,7 @@ def host_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DraftChoice, "run", run)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("plant", [stale_index, moved_buffer])
 def test_a_graph_that_reads_the_wrong_states_is_seen(
     engines: Engines, expected: list[list[int]], plant: Any, monkeypatch: pytest.MonkeyPatch
@@ -198,6 +218,7 @@ def test_a_graph_that_reads_the_wrong_states_is_seen(
         assert engine.llm.reset_prefix_cache()  # what was kept of wrong passes
 
 
+@pytest.mark.core
 def test_a_branch_that_a_capture_froze_is_seen(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +235,7 @@ def test_a_branch_that_a_capture_froze_is_seen(
     assert after["proposed"] - before["proposed"] <= 2 * rounds
 
 
+@pytest.mark.core
 def test_a_host_read_within_a_capture_is_refused(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +253,7 @@ def test_a_host_read_within_a_capture_is_refused(
         graphs.update(kept)
 
 
+@pytest.mark.core
 def test_a_replay_reads_buffers_as_they_are(engines: Engines) -> None:
     """The emulation itself: operators, their results, and what they change in place."""
     source, kept = torch.arange(4.0), torch.zeros(4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from vllm.triton_utils import tl, triton
 from vllm.v1.worker.gpu.sample import gumbel
@@ -21,6 +22,7 @@ def _both(out: Any, seed_ptr: Any, pos_ptr: Any, SIZE: tl.constexpr) -> None:
     tl.store(out + row * SIZE + offset, ORIGINAL(seed, pos, offset))
 
 
+@pytest.mark.core
 def test_random_numbers_are_vllms_own() -> None:
     seeds = torch.tensor([0, 11, -5, 2**62 + 12345], dtype=torch.int64)
     positions = torch.tensor([0, 3, 2**30 + 7, 2**30], dtype=torch.int64)

@@ -33,9 +33,9 @@ def outside(engine: V2Engine, patch: pytest.MonkeyPatch) -> list[tuple[str, int]
                 if position >= BLOCK * len(manager.get_block_ids(name)[0]):
                     found.append((name, position))
 
-    def begin(self: Any, step: Any, shape: Any) -> None:
+    def begin(self: Any, step: Any, *rest: Any) -> None:
         steps.append(step)
-        eager(self, step, shape)
+        eager(self, step, *rest)
 
     patch.setattr(KangarooSpeculator, "_place", note)
     patch.setattr(KangarooSpeculator, "_eager_round", begin)

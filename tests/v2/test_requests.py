@@ -72,6 +72,8 @@ DRAFTERS: dict[str, tuple[str, ...]] = {
     "two exits": FEW,
     "LAPS-SD": ("past the end of text", "all penalties", "several samples", "a long prompt"),
 }
+CORE = ("adapter", "two exits")
+"""Those of the core."""
 TWO_EXITS: dict[str, Any] = {
     "method": "hispec",
     "draft_exit_layer": EXIT_LAYER,
@@ -137,7 +139,12 @@ def found(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("drafter", "name"), [(drafter, name) for drafter, names in DRAFTERS.items() for name in names]
+    ("drafter", "name"),
+    [
+        pytest.param(drafter, name, marks=[pytest.mark.core] if drafter in CORE else [])
+        for drafter, names in DRAFTERS.items()
+        for name in names
+    ],
 )
 def test_output_is_vllms_own(expected: Any, found: Any, drafter: str, name: str) -> None:
     ours, theirs = found(drafter)[name], expected[name]
@@ -150,6 +157,7 @@ def test_output_is_vllms_own(expected: Any, found: Any, drafter: str, name: str)
         assert len(theirs.prompt_token_ids) + len(tokens_of([theirs])[0][0]) == 128
 
 
+@pytest.mark.core
 def test_prefixes_from_the_cache(engines: Engines, expected: Any, found: Any) -> None:
     """What a prompt's first visit left serves both tiers and the adapter; the last prompt has one token left to compute."""
     found("adapter")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 from vllm import envs
 from vllm.config import CUDAGraphMode
+from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.integration.config import plan as engine_plan
@@ -69,7 +70,7 @@ def test_vllms_own_choice_is_followed(
 HISPEC = {"method": "hispec", "exit_layer": None, "draft_exit_layer": 2, "verify_exit_layer": 4}
 V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lookup": ({"lookup": True}, {}, "lookup in speculative_config"),
-    "goodput": ({"goodput": True}, {}, "goodput in speculative_config"),
+    "nothing but lookup": ({"method": "lookup", "exit_layer": None}, {}, "method='lookup'"),
     "tensor parallel": (
         {},
         {"parallel": SimpleNamespace(tensor_parallel_size=2, distributed_executor_backend="mp")},
@@ -166,10 +167,19 @@ def test_hispec_is_served_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, True, found) and choose(monkeypatch, None, found)
 
 
-def test_what_was_not_measured_on_v2_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = plan(**HISPEC, draft_sample_method="probabilistic")
-    assert choose(monkeypatch, True, drawn) and not choose(monkeypatch, None, drawn)
-    assert choose(monkeypatch, None, plan(draft_sample_method="probabilistic"))
+@pytest.mark.parametrize("drawn", [{}, HISPEC], ids=["one exit", "two exits"])
+def test_drawn_drafts_are_served_on_both(
+    monkeypatch: pytest.MonkeyPatch, drawn: dict[str, Any]
+) -> None:
+    assert choose(monkeypatch, None, plan(**drawn, draft_sample_method="probabilistic"))
+
+
+def test_goodput_control_is_served_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM finds all lengths in the table that it is given, and captures those of each batch size."""
+    assert choose(monkeypatch, None, plan(goodput=True))
+    found = build_dynamic_sd_schedule_lookup(engine_plan.every_length(3), 6, 3)
+    assert found[1:] == [0, 1, 2, 3, 3, 3]
+    assert build_dynamic_sd_schedule_lookup(engine_plan.every_length(4), 2, 4)[1:] == [0, 1]
 
 
 def test_laps_sd_schedules_both(monkeypatch: pytest.MonkeyPatch) -> None:

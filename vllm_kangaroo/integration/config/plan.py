@@ -91,9 +91,23 @@ def speculative_config(
         config.method = "draft_model"
         config.model = model.model
         config.draft_sample_method = plan.draft_sample_method
+        if plan.goodput is not None:
+            config.num_speculative_tokens_per_batch_size = every_length(plan.most_tokens)
         if hasattr(config, "speculator"):  # a vLLM with a registry: see patches/
             config.speculator = SPECULATOR
     return config
+
+
+def every_length(most: int) -> list[tuple[int, int, int]]:
+    """vLLM's table of draft lengths by batch size, with each from none to ``most``, the last for all sizes that are left.
+
+    vLLM captures graphs for the lengths in it, as many as the batches of each want. Which is used in a step is not looked up
+    here: see :mod:`vllm_kangaroo.integration.runner_v2.step_lengths`.
+    """
+    return [
+        *((length + 1, length + 1, length) for length in range(most)),
+        (most + 1, 1 << 20, most),
+    ]
 
 
 def is_on_v2(vllm_config: VllmConfig) -> bool:

@@ -26,6 +26,7 @@ SERVED = frozenset(
         "confidence_threshold",
         "tokens_per_round",
         "draft_sample_method",
+        "goodput",
     }
 )
 """Fields of a plan that V2 heeds; any other, ``lookup`` for one, keeps V1 where it is set."""
@@ -45,8 +46,6 @@ def takes_v2(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> bool:
     if not (HAS_TRITON if asked is None else asked):
         return False
     setting = next(v1_only(args, plan, parallel), None)
-    if setting is None and asked is None:
-        setting = unmeasured(plan)
     if setting is None:
         return True
     if asked:
@@ -56,17 +55,10 @@ def takes_v2(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> bool:
         )
     logger.warning(
         "Early-exit drafting runs on vLLM's V1 model runner, without CUDA graphs and asynchronous scheduling: %s is not "
-        "served on V2, or was not measured there.",
+        "served on V2.",
         setting,
     )
     return False
-
-
-def unmeasured(plan: EarlyExitPlan) -> str | None:
-    """What V2 serves if it is asked for, without its distribution having been compared with vLLM alone's."""
-    if plan.tokens_per_round is not None and plan.draft_sample_method == "probabilistic":
-        return f"draft_sample_method={plan.draft_sample_method!r} of {plan.method!r}"
-    return None
 
 
 def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterator[str]:

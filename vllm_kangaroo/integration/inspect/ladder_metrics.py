@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_kangaroo.integration.config.compile_key import PLAN_KEY
-from vllm_kangaroo.integration.config.plan import is_on_v2
 from vllm_kangaroo.integration.inspect import stat_loggers
 from vllm_kangaroo.integration.inspect.figures import MICRO
 from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL
@@ -127,6 +126,6 @@ def install() -> None:
 
 
 def has_ladder(vllm_config: Any) -> bool:
-    """Whether an engine of this config drafts early on the V1 runner; the V2 runner's speculator has no ladder."""
+    """Whether an engine of this config drafts early; the V2 runner's speculator tells what a ladder would."""
     additional = vllm_config.additional_config
-    return isinstance(additional, dict) and PLAN_KEY in additional and not is_on_v2(vllm_config)
+    return isinstance(additional, dict) and PLAN_KEY in additional

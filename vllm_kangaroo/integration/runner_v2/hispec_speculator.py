@@ -16,8 +16,9 @@ from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.forward_context import set_forward_context
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 
-from vllm_kangaroo.integration.runner_v2.check_graphs import RoundGraphManager
-from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator, RoundInputs
+from vllm_kangaroo.integration.runner_v2.drafting_graphs import RoundGraphManager
+from vllm_kangaroo.integration.runner_v2.round_inputs import RoundInputs
+from vllm_kangaroo.integration.runner_v2.speculator import KangarooSpeculator
 
 PAD = -1
 """The KV slot of a token that leaves no trace, as vLLM's kernels have it."""
@@ -27,6 +28,8 @@ class Batch(NamedTuple):
     """The requests of a round, and by what their passes attend; ``R`` counts those that fill a graph up."""
 
     requests: int
+    drafts: int
+    """That each request's buffer takes."""
     slots: Tensor
     """``[R]``, -1 for a row that only fills a graph up."""
     rows: Tensor
@@ -55,7 +58,6 @@ class HiSpecSpeculator(KangarooSpeculator):
         super().__init__(vllm_config, device, req_states)
         assert self.plan.tokens_per_round is not None
         self.per_round = self.plan.tokens_per_round
-        self.rounds = -(-self.num_speculative_steps // self.per_round)
         self.steps = torch.arange(self.per_round, dtype=torch.int64, device=device)
         self.numbers = torch.arange(self.num_speculative_steps, dtype=torch.int64, device=device)
 
@@ -67,6 +69,15 @@ class HiSpecSpeculator(KangarooSpeculator):
         """Which drafts the verifier would have drafted too, bool ``[R, N_d]``."""
         return own == drafted
 
+    def _rounds(self, drafts: int) -> int:
+        return -(-drafts // self.per_round)
+
+    def _count_round(self, requests: int, drafts: int) -> None:
+        rounds = self._rounds(drafts)
+        self.counters.ran(0, requests, passes=rounds * self.per_round + 1)
+        self.counters.ran(1, requests * self.per_round, passes=rounds)
+        self.counters.ran(1, requests)
+
     def _longest(self, step: Any) -> int:
         most = self.vllm_config.model_config.max_model_len
         return min(super()._longest(step) + self.per_round, most)
@@ -74,11 +85,12 @@ class HiSpecSpeculator(KangarooSpeculator):
     def _draft_round(self, given: RoundInputs) -> None:
         """See :meth:`KangarooSpeculator._draft_round`; the metadata are a pair, of drafts and of checks."""
         num_reqs = given.requests
-        drafts, buffers = self.num_speculative_steps, self.input_buffers
+        drafts, buffers = given.drafts, self.input_buffers
         slots = self.idx_mapping[:num_reqs]
         drafting, checking = given.metadata or (None, None)
         members = Batch(
             num_reqs,
+            drafts,
             slots,
             torch.where(slots < 0, self.kept.padding_slot, slots),
             self.at[:num_reqs].clone(),
@@ -91,7 +103,7 @@ class HiSpecSpeculator(KangarooSpeculator):
         newest = buffers.input_ids[:num_reqs]
         filled = torch.zeros_like(members.start)
         gathered = newest.new_zeros(num_reqs, drafts + self.per_round)
-        for _ in range(self.rounds):
+        for _ in range(self._rounds(drafts)):
             most = self.vllm_config.model_config.max_model_len
             active = self.drafting[:num_reqs] & (filled < drafts)
             active &= members.start + filled + self.per_round <= most
@@ -102,6 +114,8 @@ class HiSpecSpeculator(KangarooSpeculator):
             gained = torch.minimum(same + 1, alive.sum(dim=1))
             places = filled[:, None] + self.steps
             gathered.scatter_(1, places, own.to(gathered.dtype))
+            self.counters.checked.add_(alive.sum())
+            self.counters.agreed.add_(same.sum())
             self.counters.replaced.add_((same < gained).sum())
             last = own.gather(1, (gained - 1).clamp(min=0)[:, None])[:, 0]
             newest.copy_(torch.where(gained > 0, last.to(newest.dtype), newest))
@@ -111,7 +125,7 @@ class HiSpecSpeculator(KangarooSpeculator):
         with self._context(members, self._drafting_metadata(members)):
             state = self.tiers.lower(newest, buffers.positions[:num_reqs])
         self.kept.write(members.rows, filled, state)
-        self.draft_tokens[:num_reqs].copy_(gathered[:, :drafts])
+        self.draft_tokens[:num_reqs, :drafts].copy_(gathered[:, :drafts])
         self.stopped.index_copy_(0, members.rows, self.numbers >= filled[:, None])
         self.counters.proposed.add_(filled.sum())
 
@@ -123,7 +137,7 @@ class HiSpecSpeculator(KangarooSpeculator):
         ids, going = newest.clone(), active
         for step in range(self.per_round):
             number = filled + step
-            room = active & (number < self.num_speculative_steps)
+            room = active & (number < members.drafts)
             self.at[: members.requests].copy_(members.start + number)
             self._place(members.slots, members.requests, room)
             positions = self.input_buffers.positions[: members.requests]
@@ -150,7 +164,7 @@ class HiSpecSpeculator(KangarooSpeculator):
         # Requests without room for a round lie where they may, and write nothing.
         begin = (members.start + filled).clamp(max=most - width)
         number = (filled[:, None] + self.steps).view(-1)
-        room = active.repeat_interleave(width) & (number < self.num_speculative_steps)
+        room = active.repeat_interleave(width) & (number < members.drafts)
         tokens = members.requests * width
         positions = buffers.positions[:tokens]
         positions.copy_((begin[:, None] + self.steps).view(-1))

@@ -9,7 +9,8 @@ sequence of device operations over buffers that never move, which a full CUDA gr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +22,19 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
-from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
-    SpeculatorCudaGraphManager,
-)
 
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.passes import model as tiered
 from vllm_kangaroo.integration.passes.trial import trial_tokens, without_kv
 from vllm_kangaroo.integration.runner_v2.counters import Counters
 from vllm_kangaroo.integration.runner_v2.draft_choice import DraftChoice
+from vllm_kangaroo.integration.runner_v2.drafting_graphs import DraftGraphManager
+from vllm_kangaroo.integration.runner_v2.figures import SpeculatorFigures
 from vllm_kangaroo.integration.runner_v2.kept_states import KeptStates
 from vllm_kangaroo.integration.runner_v2.model_state import counts_of, state_class
+from vllm_kangaroo.integration.runner_v2.round_inputs import RoundInputs
 
 logger = init_logger(__name__)
-
-
-class RoundInputs(NamedTuple):
-    """What a round of drafting runs over."""
-
-    requests: int
-    """Those that fill a graph up among them."""
-    tokens: int
-    metadata: Any
-    """Attention metadata as made for a graph, which renews them in place; None if they are to be made."""
-    by_layer: Any
-    """KV slots by layer."""
-    eager: tuple[Any, Any] | None = None
-    """The step and its shape, of which they are made."""
 
 
 class KangarooSpeculator(DraftModelSpeculator):
@@ -60,9 +47,12 @@ class KangarooSpeculator(DraftModelSpeculator):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: Any) -> None:
         super().__init__(vllm_config, device)
         self.plan = plan_of(vllm_config)
+        self.any_length = self.speculative_config.uses_dynamic_speculative_decoding()
+        """Whether vLLM says in each step how many drafts are wanted."""
         self.req_states = req_states
         slots, drafts = self.max_num_reqs, self.num_speculative_steps
-        self.counters = Counters.on(device)
+        self.counters = Counters.on(device, tiers=len(self.plan.exits))
+        self.figures: SpeculatorFigures
         self.stopped = torch.zeros(slots + 1, drafts, dtype=torch.bool, device=device)
         """By slot: whether draft j was never proposed. The last slot is padding's."""
         self.at = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -76,7 +66,7 @@ class KangarooSpeculator(DraftModelSpeculator):
         """Whether the forward pass that comes next is the upper layers alone."""
         self._climbed = False
         """Whether that pass was run by :meth:`climb`, and not by a graph's replay."""
-        self.manager: SpeculatorCudaGraphManager | None = None
+        self.manager: DraftGraphManager | None = None
         self.tiers: tiered.TieredModel
         self.kept: KeptStates
         self.choice: DraftChoice
@@ -111,6 +101,7 @@ class KangarooSpeculator(DraftModelSpeculator):
                 like = between(None, positions, like)
         width = self.num_speculative_steps + 1
         self.kept = KeptStates(like, self.max_num_reqs, width, self.max_num_tokens, self.device)
+        self.figures = SpeculatorFigures(self, perf_counter)
         if tiers.memory_width:
             self.memory = like[0].new_zeros(self.max_num_reqs, tiers.memory_width)
         *exits, last_exit, layers = self.plan.exits
@@ -140,8 +131,17 @@ class KangarooSpeculator(DraftModelSpeculator):
     # The target's forward pass.
 
     def runs_upper_only(self, slots: Any, counts: Any, *, has_prefill: bool) -> bool:
-        """Whether all tokens of a step have their tier-1 states kept. The host knows."""
-        return not has_prefill and self.kept.held(slots, counts)
+        """Whether all tokens of a step have their tier-1 states kept, and are to be taken from there. The host knows."""
+        if has_prefill or self.runs_undrafted(counts):
+            return False
+        return self.kept.held(slots, counts)
+
+    def runs_undrafted(self, counts: Any) -> bool:
+        """Whether a step is one of goodput control's without drafts: all layers over a token of each request.
+
+        It needs no kept states, and its graph is that of the whole model.
+        """
+        return self.any_length and bool((counts == 1).all())
 
     def route(self, step: Any) -> None:
         """Prepare the forward pass of a step."""
@@ -152,13 +152,19 @@ class KangarooSpeculator(DraftModelSpeculator):
             self.kept.route(slots, counts, step.num_tokens_after_padding)
             self.counters.verifications += 1
             self.counters.reused += step.num_tokens
+            self.counters.ran(-1, step.num_tokens)
         else:
             self.counters.whole_steps += 1
             self.counters.whole_tokens += step.num_tokens
+            for tier in range(len(self.counters.passes)):
+                self.counters.ran(tier, step.num_tokens)
 
     def route_capture(self, num_reqs: int, num_tokens: int) -> None:
-        """Prepare the recording of a graph: one of K + 1 tokens a request is a verification's."""
-        self.upper_only = num_tokens == num_reqs * self.kept.width
+        """Prepare the recording of a graph: one of K + 1 tokens a request is a verification's, with fewer drafts one of fewer."""
+        each, rest = divmod(num_tokens, num_reqs)
+        self.upper_only = not rest and (
+            1 < each <= self.kept.width if self.any_length else each == self.kept.width
+        )
         self.kept.index.fill_(self.kept.padding_slot * self.kept.width)
 
     def climb(
@@ -184,11 +190,11 @@ class KangarooSpeculator(DraftModelSpeculator):
         mode = CUDAGraphMode.FULL_DECODE_ONLY if captured else CUDAGraphMode.NONE
         self.manager = self._graph_manager(mode)
 
-    def _graph_manager(self, mode: CUDAGraphMode) -> SpeculatorCudaGraphManager:
-        return SpeculatorCudaGraphManager(self.vllm_config, self.device, mode, decode_query_len=1)
+    def _graph_manager(self, mode: CUDAGraphMode) -> DraftGraphManager:
+        return DraftGraphManager(self.vllm_config, self.device, mode)
 
     def capture(self) -> None:
-        """Record a round for each number of requests."""
+        """Record a round for each number of requests, and of drafts if they vary."""
         assert self.manager is not None
         self.idx_mapping.fill_(-1)
         self.drafting.zero_()
@@ -230,25 +236,34 @@ class KangarooSpeculator(DraftModelSpeculator):
             num_sampled: tokens that each request has got, ``[requests]``; 0 within its prompt.
             num_rejected: drafts that it has lost, ``[requests]``.
             last_sampled: newest token by slot, ``[slots, 1]``.
-            num_speculative_tokens: most drafts that vLLM will use; 0 lets the round out.
+            num_speculative_tokens: drafts that vLLM will use; 0 lets the round out.
         """
         step, count = input_batch, input_batch.num_reqs
         if dummy_run:
             self._warm(count)
             return self.draft_tokens[:count]
-        self.counters.verification_replays += not self._climbed
+        if not self._climbed:
+            if self.upper_only:
+                self.counters.verification_replays += 1
+            else:
+                self.counters.whole_replays += 1
         slots = step.idx_mapping_np[:count]
         if num_speculative_tokens == 0:
             self.skip(step)
             return self.draft_tokens[:count]
+        drafts = self.num_speculative_steps
+        if self.any_length and num_speculative_tokens is not None:
+            drafts = num_speculative_tokens
         self._begin(step, num_sampled, last_sampled, temperature, seeds)
         if self.memory is not None:
             ends = step.query_start_loc[1 : count + 1].long() - 1 - num_rejected[:count]
             verified = last_hidden_states.index_select(0, ends.clamp(min=0))
             self.memory[:count].copy_(self.tiers.remember(verified))
         assert self.manager is not None
-        shape = self.manager.dispatch(count, count, 1, 0)
+        shape = self.manager.shape(count, drafts)
         self.counters.draftings += 1
+        self.counters.drafters += count
+        self._count_round(count, drafts)
         if shape.cg_mode == CUDAGraphMode.FULL:
             for group in self._groups():
                 table = self.block_tables.input_block_tables[group.kv_cache_group_id]
@@ -257,9 +272,12 @@ class KangarooSpeculator(DraftModelSpeculator):
             self.counters.drafting_replays += 1
             self.counters.padded_rows += (shape.num_reqs or count) - count
         else:
-            self._eager_round(step, shape)
-        self.kept.note(slots, self.kept.width)
+            self._eager_round(step, shape, drafts)
+        self.kept.note(slots, drafts + 1)
         return self.draft_tokens[:count]
+
+    def _count_round(self, requests: int, drafts: int) -> None:
+        self.counters.ran(0, requests, passes=drafts + 1)
 
     skips_unwanted_drafts = True
     """Read by a vLLM with ``patches/0005``, which then calls :meth:`skip` in the place of :meth:`propose`."""
@@ -297,11 +315,11 @@ class KangarooSpeculator(DraftModelSpeculator):
         for groups in self.attn_groups:
             yield from groups
 
-    def _eager_round(self, step: Any, shape: Any) -> None:
+    def _eager_round(self, step: Any, shape: Any, drafts: int) -> None:
         count = step.num_reqs
         slots = self.block_tables.slot_mappings[:, :count]
         by_layer = build_slot_mappings_by_layer(slots, self.kv_cache_config)
-        self._draft_round(RoundInputs(count, count, None, by_layer, (step, shape)))
+        self._draft_round(RoundInputs(count, count, drafts, None, by_layer, (step, shape)))
 
     def _round(
         self,
@@ -314,12 +332,14 @@ class KangarooSpeculator(DraftModelSpeculator):
         num_speculative_steps: int,
     ) -> None:
         """A round as vLLM captures it in a graph."""
-        self._draft_round(RoundInputs(num_reqs, num_tokens, attn_metadata, slot_mappings))
+        self._draft_round(
+            RoundInputs(num_reqs, num_tokens, num_speculative_steps, attn_metadata, slot_mappings)
+        )
 
     def _draft_round(self, given: RoundInputs) -> None:
         """Passes with a head and one without, of device operations alone."""
         num_reqs, attn_metadata, eager = given.requests, given.metadata, given.eager
-        drafts, buffers = self.num_speculative_steps, self.input_buffers
+        drafts, buffers = given.drafts, self.input_buffers
         slots = self.idx_mapping[:num_reqs]
         rows = torch.where(slots < 0, self.kept.padding_slot, slots)
         ids, positions = buffers.input_ids[:num_reqs], buffers.positions[:num_reqs]

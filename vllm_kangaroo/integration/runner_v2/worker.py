@@ -9,8 +9,10 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
+from vllm_kangaroo.integration.config.plan import plan_of
+from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL as LADDER
 from vllm_kangaroo.integration.passes import sessions
-from vllm_kangaroo.integration.runner_v2 import speculators
+from vllm_kangaroo.integration.runner_v2 import speculators, step_lengths
 from vllm_kangaroo.integration.runner_v2.runner import (
     EarlyExitV2CPUModelRunner,
     EarlyExitV2GPUModelRunner,
@@ -32,12 +34,21 @@ def adopt(runner: Any, base: type, ours: type) -> Any:
     return runner
 
 
+def _install(vllm_config: Any) -> None:
+    """The scheduler is in this process, and is made later."""
+    speculators.install()
+    sessions.install()
+    LADDER.install()
+    if plan_of(vllm_config).goodput is not None:
+        step_lengths.install()
+
+
 class EarlyExitV2WorkerMixin(GPUWorker):
     """What early-exit drafting asks of a worker on any platform."""
 
     model_runner: Any
 
-    def early_exit_counters(self) -> dict[str, int]:
+    def early_exit_counters(self) -> dict[str, Any]:
         """What drafting did, for ``LLM.collective_rpc("early_exit_counters")``."""
         return dict(self.model_runner.early_exit_counters())
 
@@ -47,8 +58,7 @@ class EarlyExitV2CPUWorker(EarlyExitV2WorkerMixin, CPUWorker):
 
     def init_device(self) -> None:
         """Let vLLM build its runner, and adopt it."""
-        speculators.install()
-        sessions.install()
+        _install(self.vllm_config)
         super().init_device()
         self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitV2CPUModelRunner)
 
@@ -58,7 +68,6 @@ class EarlyExitV2GPUWorker(EarlyExitV2WorkerMixin, GPUWorker):
 
     def init_device(self) -> None:
         """Let vLLM build its runner, and adopt it."""
-        speculators.install()
-        sessions.install()
+        _install(self.vllm_config)
         super().init_device()
         self.model_runner = adopt(self.model_runner, GPUModelRunner, EarlyExitV2GPUModelRunner)

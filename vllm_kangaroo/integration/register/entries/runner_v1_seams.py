@@ -157,11 +157,12 @@ SEAMS: tuple[Seam, ...] = (
     _read(
         "vllm.v1.core.sched.output:SchedulerOutput",
         why="Tells which requests finished, were pre-empted or resumed, and whether any is bound by a grammar; to "
-        "LAPS-SD, what is in a step.",
+        "LAPS-SD and to goodput control on V2, what is in a step.",
         parameters=(
             "finished_req_ids",
             "has_structured_output_requests",
             "num_scheduled_tokens",
+            "num_spec_tokens_to_schedule",
             "preempted_req_ids",
             "scheduled_cached_reqs",
             "scheduled_spec_decode_tokens",

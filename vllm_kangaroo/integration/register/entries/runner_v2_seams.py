@@ -9,6 +9,8 @@ from vllm_kangaroo.integration.register.seam import PLUGGABLE_RFC, STAYS, WITH_S
 GPU = "vllm.v1.worker.gpu"
 SPECULATOR = f"{GPU}.spec_decode.speculator:DraftModelSpeculator"
 RUNNER = f"{GPU}.model_runner:GPUModelRunner"
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+WITH_LENGTHS = "vLLM lets a plugin choose the draft length of each step"
 _called = partial(Seam, how="called", process=("worker",), until=STAYS)
 _read = partial(Seam, how="read", process=("worker",), until=STAYS)
 _overridden = partial(
@@ -172,7 +174,7 @@ SEAMS: tuple[Seam, ...] = (
     _read(
         f"{GPU}.states:RequestState",
         why="How far each request has got, on the device.",
-        parameters=("num_computed_tokens",),
+        parameters=("num_computed_tokens", "req_id_to_index"),
     ),
     _called(
         f"{GPU}.block_table:BlockTables.compute_slot_mappings",
@@ -202,7 +204,18 @@ SEAMS: tuple[Seam, ...] = (
     _called(
         f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager",
         why="Records a drafting round for each number of requests.",
-        parameters=("capture", "dispatch", "run_fullgraph"),
+        parameters=(
+            "_capture_descs",
+            "capture",
+            "dispatch",
+            "run_fullgraph",
+            "specialize_spec_tokens",
+        ),
+    ),
+    _called(
+        f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorBatchDescriptor",
+        why="The same for each number of drafts, under goodput control.",
+        parameters=("num_speculative_tokens",),
     ),
     _overridden(
         f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils:SpeculatorCudaGraphManager.capture",
@@ -253,6 +266,42 @@ SEAMS: tuple[Seam, ...] = (
         why="A prompt's last token, which vLLM runs as a decode, has no kept state and must not meet the graph of a "
         "verification.",
         parameters=("scheduler_output", "dummy_run"),
+    ),
+    _overridden(
+        f"{RUNNER}.sample_tokens",
+        why="What the tiers did is told beside a step's tokens.",
+        parameters=("grammar_output",),
+        until="vLLM has a public way for a worker's own metrics",
+    ),
+    _read(
+        f"{GPU}.async_utils:AsyncOutput",
+        why="Holds what the scheduler gets of a step that is not through yet.",
+        parameters=("model_runner_output",),
+    ),
+    # Draft lengths
+    Seam(
+        f"{SCHEDULER}.__init__",
+        "wrapped",
+        "Goodput control takes the place of the table from batch sizes to draft lengths.",
+        ("vllm_config",),
+        process=("engine core",),
+        until=WITH_LENGTHS,
+    ),
+    Seam(
+        SCHEDULER,
+        "read",
+        "The table's place, the load, and the requests whose steps come back.",
+        ("dynamic_sd_lookup", "requests", "running"),
+        process=("engine core",),
+        until=WITH_LENGTHS,
+    ),
+    Seam(
+        "vllm.config:SpeculativeConfig",
+        "read",
+        "With a table of draft lengths vLLM captures graphs for each of them, and says in each step which it wants.",
+        ("num_speculative_tokens_per_batch_size", "uses_dynamic_speculative_decoding"),
+        process=("API server", "worker"),
+        until=STAYS,
     ),
     _read(
         RUNNER,
