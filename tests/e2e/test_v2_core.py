@@ -30,6 +30,7 @@ def test_the_core_passes_under_the_interpreter() -> None:
         "TRITON_DEFAULT_BACKEND": "cpu",
         "VLLM_USE_V2_MODEL_RUNNER": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        "KANGAROO_TRIALS": "20000",
     }
     command = [sys.executable, "-m", "pytest", "tests/v2", "-m", "core", "-n0"]
     command += ["-p", "no:cacheprovider", "--durations", "10"]

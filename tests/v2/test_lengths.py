@@ -13,6 +13,7 @@ from tests.v2.engines import DRAFTS, OPTIONS, SMALL, V2Engine
 from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.integration.runner_v2.step_lengths import StepLengthControl
 
+pytestmark = pytest.mark.core
 LENGTHS = (DRAFTS, 0, 2, 1, 0, 0, 3, DRAFTS, DRAFTS, 1, 3)
 PROMPTS = [chat(question) for question in QUESTIONS[:6]]
 PARAMS = [sampling(max_tokens=12 + 2 * at, ignore_eos=True) for at in range(len(PROMPTS))]

@@ -32,8 +32,9 @@ from tests.v2.round_rows import Drawn, Rounds, layers_of, tables
 from vllm_kangaroo.integration.runner_v2.draft_choice import DraftChoice
 from vllm_kangaroo.integration.runner_v2.rejection import StoppingRejectionSampler
 
-TRIALS = int(os.environ.get("KANGAROO_TRIALS", "20000"))
-FAULTY_TRIALS = 6000
+pytestmark = pytest.mark.core
+TRIALS = int(os.environ.get("KANGAROO_TRIALS", "200000"))
+FAULTY_TRIALS = 20000
 SEQUENCES = 16
 """That the engine draws."""
 SEED = 11
