@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ class Engine:
         return chosen, tokens / time
 
 
-def control(**options: float) -> StepLengths:
+def control(**options: Any) -> StepLengths:
     return StepLengths(AcceptanceModel(MOST), GoodputOptions(**options), most=MOST)
 
 
@@ -118,6 +119,13 @@ def test_before_anything_is_known_it_drafts_as_many_as_it_may() -> None:
     lengths = control()
     assert lengths.choose(Load(3)) == MOST
     assert lengths.stats.lengths[MOST] == 3
+
+
+def test_it_can_only_look_on() -> None:
+    engine, lengths = Engine(accepted=0.1), control(decide=False)
+    chosen, _ = engine.run(lengths, 64, 50)
+    assert set(chosen) == {MOST}
+    assert lengths.stats.steps == 50 and lengths.stats.accepted > 0
 
 
 def test_time_is_predicted() -> None:

@@ -66,6 +66,7 @@ class StepLengths:
         self.reliability = Reliability(None)
         self.most = most
         self.stats = GoodputStats(lengths=[0] * (most + 1))
+        self.decides = options.decide
         self.probes = ProbeBudget(options.probe_share)
         self.goodput = 0.0
         """Expected tokens a second of the newest step."""
@@ -106,7 +107,7 @@ class StepLengths:
 
     def choose(self, load: Load) -> int:
         """How many drafts each request of ``load`` gets for the step after the one that is being scheduled."""
-        if self.costs is None or not load.requests:
+        if self.costs is None or not self.decides or not load.requests:
             return self._chosen(self.most, load)
         rates = self._rates(load)
         best = int(np.argmax(rates[1:])) + 1

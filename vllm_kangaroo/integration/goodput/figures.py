@@ -8,6 +8,7 @@ import numpy as np
 
 from vllm_kangaroo.goodput.controller import GoodputController
 from vllm_kangaroo.goodput.reliability import BINS
+from vllm_kangaroo.goodput.step_lengths import StepLengths
 from vllm_kangaroo.integration.inspect.figures import MICRO, Channel, Figures
 
 CHANNEL = Channel("early_exit_goodput", "goodput.", "goodput")
@@ -16,7 +17,9 @@ CHANNEL = Channel("early_exit_goodput", "goodput.", "goodput")
 class GoodputFigures(Figures):
     """What a controller has counted."""
 
-    def __init__(self, controller: GoodputController, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, controller: GoodputController | StepLengths, clock: Callable[[], float]
+    ) -> None:
         super().__init__(clock)
         self._controller = controller
 

@@ -17,6 +17,8 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
 class DraftGraphManager(SpeculatorCudaGraphManager):
     """vLLM's manager; its own speculators have no graph for a single draft, and a round has."""
 
+    _capture_descs: dict[CUDAGraphMode, list[Any]]
+
     def __init__(
         self, vllm_config: VllmConfig, device: torch.device, cudagraph_mode: CUDAGraphMode
     ) -> None:
