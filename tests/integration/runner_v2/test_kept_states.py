@@ -62,9 +62,12 @@ def test_what_is_held(noted: dict[int, int], counts: list[int], held: bool) -> N
 
 
 def test_counters_are_numbers() -> None:
-    counters = Counters()
+    counters = Counters.on(torch.device("cpu"), tiers=2)
     counters.proposed.add_(torch.tensor(3))
+    counters.ran(0, 4, passes=5)
+    counters.ran(-1, 20)
     counters.draftings += 1
     found = counters.as_dict()
     assert (found["proposed"], found["draftings"]) == (3, 1)
+    assert (found.pop("positions"), found.pop("passes")) == ([20, 20], [5, 1])
     assert {type(value) for value in found.values()} == {int}

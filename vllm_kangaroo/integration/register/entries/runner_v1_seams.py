@@ -217,8 +217,8 @@ SEAMS: tuple[Seam, ...] = (
     ),
     _read(
         "vllm.v1.worker.gpu_worker:Worker",
-        why="Holds the runner, and gives its drafts.",
-        parameters=("model_runner", "take_draft_token_ids"),
+        why="Holds the runner and the config, and gives its drafts.",
+        parameters=("model_runner", "take_draft_token_ids", "vllm_config"),
         live="worker",
     ),
     Seam(
