@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm_kangaroo.integration.config.refusals import refuse_untried
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 TARGET = TargetShape(
@@ -24,17 +22,6 @@ TARGET = TargetShape(
 
 def plan(**options: Any) -> EarlyExitPlan:
     return parse_options({"method": "kangaroo", "exit_layer": 1, **options}).resolve(TARGET)
-
-
-def test_ranks_over_ray() -> None:
-    one, ray = (SimpleNamespace(distributed_executor_backend=name) for name in ("mp", "ray"))
-    refuse_untried(plan(goodput=True), one)  # type: ignore[arg-type]
-    refuse_untried(plan(goodput=False), ray)  # type: ignore[arg-type]
-    refuse_untried(plan(), ray)  # type: ignore[arg-type]
-    with pytest.raises(
-        OptionError, match=r"^distributed_executor_backend='ray' .*: set it to 'mp'"
-    ):
-        refuse_untried(plan(goodput={"probe_share": 0.02}), ray)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

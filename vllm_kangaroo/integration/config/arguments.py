@@ -90,13 +90,12 @@ def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., An
                 target_parallel_config=target_parallel_config,
             )
         from vllm_kangaroo.integration.config import plan as config
-        from vllm_kangaroo.integration.config.refusals import refuse_unsupported, refuse_untried
+        from vllm_kangaroo.integration.config.refusals import refuse_unsupported
         from vllm_kangaroo.integration.config.runner_choice import takes_v2
 
         options = parse_options(self.speculative_config)
         refuse_unsupported(self, target_model_config, target_parallel_config)
         plan = options.resolve(config.target_shape(target_model_config))
-        refuse_untried(plan, target_parallel_config)
         _plans.current = plan
         return config.speculative_config(
             plan,

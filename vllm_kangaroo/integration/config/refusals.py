@@ -8,7 +8,7 @@ from typing import Any
 from vllm.config import ModelConfig, ParallelConfig
 from vllm.platforms import current_platform
 
-from vllm_kangaroo.options import EarlyExitPlan, OptionError
+from vllm_kangaroo.options import OptionError
 
 WORKERS = {
     "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
@@ -49,19 +49,6 @@ def refuse_unsupported(args: Any, model: ModelConfig, parallel: ParallelConfig) 
     """
     for sentence in (*_models(model), *_settings(args, parallel)):
         raise OptionError(sentence)
-
-
-def refuse_untried(plan: EarlyExitPlan, parallel: ParallelConfig) -> None:
-    """Refuse what should work and has never been seen to.
-
-    Raises:
-        OptionError: naming the setting and the remedy.
-    """
-    if plan.goodput is not None and parallel.distributed_executor_backend == "ray":
-        raise OptionError(
-            "distributed_executor_backend='ray' has not been tried with goodput control yet: set it to 'mp', or leave "
-            "'goodput' out of speculative_config."
-        )
 
 
 def _models(model: ModelConfig) -> Iterator[str]:
