@@ -15,7 +15,7 @@ import httpx
 import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MultipleLocator, PercentFormatter
 
 DASHBOARD = (
     Path(__file__).resolve().parents[1] / "examples/compose/grafana/dashboards/vllm-kangaroo.json"
@@ -24,9 +24,12 @@ COLUMNS = 3
 STEP_S = 5
 INTERVAL = "20s"
 """For ``$__rate_interval``: Grafana takes four scrapes."""
-UNITS = {"percentunit": PercentFormatter(1.0, decimals=0), "bytes": EngFormatter("B", places=0)}
-SHORT = EngFormatter(sep="")
-SECONDS = EngFormatter("s")
+UNITS = {
+    "percentunit": PercentFormatter(1.0, decimals=0),
+    "bytes": EngFormatter("B", places=0),
+    "s": EngFormatter("s"),
+}
+THOUSANDS = EngFormatter(sep="")
 Line = tuple[str, list[float], list[float]]
 """Legend, times and values."""
 
@@ -68,21 +71,30 @@ def rows(
     return [row for row in found if row[1]]
 
 
-def draw(axis: Any, panel: dict[str, Any], given: list[Line]) -> None:
+def short(value: float, _: object = None) -> str:
+    """A number on an axis."""
+    return THOUSANDS(value) if value >= 1000 else f"{value:g}"
+
+
+def draw(axis: Any, panel: dict[str, Any], given: list[Line], seconds: int) -> None:
     """One panel."""
     defaults = panel["fieldConfig"]["defaults"]
     if "stacking" in defaults["custom"]:
         times = sorted({at for _, own, _ in given for at in own})
         by_time = [dict(zip(own, values, strict=True)) for _, own, values in given]
         heights = [[each.get(at, 0.0) for at in times] for each in by_time]
-        axis.stackplot(times, heights, labels=[label for label, *_ in given], alpha=0.6)
+        there = [at for at, values in enumerate(heights) if any(values)]
+        labels = [given[at][0] for at in there]
+        axis.stackplot(times, [heights[at] for at in there], labels=labels, alpha=0.6)
     else:
         for label, times, values in given:
             axis.plot(times, values, linewidth=1.2, label=label)
-    unit = defaults["unit"]
-    axis.yaxis.set_major_formatter(UNITS.get(unit, SECONDS if unit == "s" else SHORT))
+    axis.yaxis.set_major_formatter(UNITS.get(defaults["unit"], short))
+    axis.xaxis.set_major_formatter(lambda at, _: f"{at / 60:g} min")
+    axis.xaxis.set_major_locator(MultipleLocator(60 * max(1, round(seconds / 300))))
     axis.set_title(panel["title"], fontsize=9)
-    axis.set_ylim(bottom=0, top=defaults.get("max"))
+    most = max((value for *_, values in given for value in values), default=0.0)
+    axis.set_ylim(bottom=0, top=defaults.get("max", None if most else 1))
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
@@ -97,14 +109,14 @@ def main(
     end = time.time()
     found = rows(url, end, seconds)
     heights = [-(-len(panels) // COLUMNS) for _, panels in found]
-    figure = Figure(figsize=(12, 2.3 * sum(heights) + 0.3 * len(found)), layout="constrained")
+    figure = Figure(figsize=(11, 2.1 * sum(heights) + 0.3 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)
     for part, height, (title, panels) in zip(parts.flat, heights, found, strict=True):
         part.suptitle(title, fontsize=11, x=0.01, ha="left", weight="bold")
         axes = part.subplots(height, COLUMNS, squeeze=False)
         for axis, (panel, given) in zip(axes.flat, panels, strict=False):
-            draw(axis, panel, given)
+            draw(axis, panel, given, seconds)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
     figure.savefig(out, dpi=80)
