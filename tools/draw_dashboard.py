@@ -16,6 +16,7 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MultipleLocator, PercentFormatter
+from PIL import Image
 
 DASHBOARD = (
     Path(__file__).resolve().parents[1] / "examples/compose/grafana/dashboards/vllm-kangaroo.json"
@@ -120,6 +121,8 @@ def main(
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
     figure.savefig(out, dpi=80)
+    few = Image.open(out).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
+    few.save(out, optimize=True)  # a third of the bytes
     typer.echo(f"{sum(len(panels) for _, panels in found)} panels drawn to {out}")
 
 
