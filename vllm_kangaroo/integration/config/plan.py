@@ -20,6 +20,7 @@ logger = init_logger(__name__)
 PROPOSER = "vllm_kangaroo.integration.runner_v1.proposer.EarlyExitProposer"
 SPECULATOR = "vllm-kangaroo"
 EXECUTOR = "vllm_kangaroo.integration.runner_v1.executor.EarlyExitExecutor"
+EXECUTOR_V2 = "vllm_kangaroo.integration.runner_v2.executor.EarlyExitV2Executor"
 
 
 class EarlyExitVllmConfig(PluginVllmConfig):
@@ -158,6 +159,8 @@ def _finish_v2(vllm_config: VllmConfig, plan: EarlyExitPlan) -> VllmConfig:
             "Early-exit drafting was configured for vLLM's V2 model runner, which vLLM does not take for this engine: set "
             "VLLM_USE_V2_MODEL_RUNNER=0."
         )
+    if vllm_config.parallel_config.distributed_executor_backend == "mp":
+        vllm_config.parallel_config.distributed_executor_backend = EXECUTOR_V2
     limits = vllm_config.scheduler_config
     checked = plan.tokens_per_round
     if checked and limits.max_num_seqs * checked > limits.max_num_batched_tokens:

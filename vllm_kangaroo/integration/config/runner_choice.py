@@ -69,8 +69,6 @@ def v1_only(args: Any, plan: EarlyExitPlan, parallel: ParallelConfig) -> Iterato
         default = field.get_default(call_default_factory=True)
         if name not in SERVED and getattr(plan, name) != default:
             yield f"{name} in speculative_config"
-    if parallel.tensor_parallel_size > 1:
-        yield f"tensor_parallel_size={parallel.tensor_parallel_size}"
     if parallel.distributed_executor_backend == "ray":
         yield "distributed_executor_backend='ray'"
     if args.worker_extension_cls == INSPECTION:
