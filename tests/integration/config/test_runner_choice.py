@@ -71,11 +71,6 @@ HISPEC = {"method": "hispec", "exit_layer": None, "draft_exit_layer": 2, "verify
 V1_ONLY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "lookup": ({"lookup": True}, {}, "lookup in speculative_config"),
     "nothing but lookup": ({"method": "lookup", "exit_layer": None}, {}, "method='lookup'"),
-    "tensor parallel": (
-        {},
-        {"parallel": SimpleNamespace(tensor_parallel_size=2, distributed_executor_backend="mp")},
-        "tensor_parallel_size=2",
-    ),
     "Ray": (
         {},
         {"parallel": SimpleNamespace(tensor_parallel_size=1, distributed_executor_backend="ray")},
@@ -138,6 +133,7 @@ def test_graphs_of_mixed_steps_are_taken_out_and_that_is_said(
         num_speculative_tokens = 4
         speculative_config = SimpleNamespace(method="draft_model")
         scheduler_config = SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64)
+        parallel_config = SimpleNamespace(distributed_executor_backend="mp")
         compilation_config = SimpleNamespace(
             cudagraph_mode=CUDAGraphMode[mode], cudagraph_capture_sizes=[1, 2, 4]
         )
@@ -149,6 +145,7 @@ def test_graphs_of_mixed_steps_are_taken_out_and_that_is_said(
     monkeypatch.setattr(engine_plan, "EarlyExitV2VllmConfig", Finished)
     found: Any = engine_plan.finish(Config(), plan())  # type: ignore[arg-type]
     assert type(found) is Finished
+    assert found.parallel_config.distributed_executor_backend == engine_plan.EXECUTOR_V2
     assert found.compilation_config.cudagraph_mode.name == captured
     said = " ".join(each.getMessage() for each in caplog.records)
     assert (f"cudagraph_mode {mode} is set to {captured}" in said) == (mode != captured)
@@ -174,6 +171,13 @@ def test_drawn_drafts_are_served_on_both(
     assert choose(monkeypatch, None, plan(**drawn, draft_sample_method="probabilistic"))
 
 
+def test_ranks_in_processes_of_their_own_are_served_on_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = SimpleNamespace(tensor_parallel_size=2, distributed_executor_backend="mp")
+    assert choose(monkeypatch, None, plan(), parallel=ranks)
+
+
 def test_goodput_control_is_served_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM finds all lengths in the table that it is given, and captures those of each batch size."""
     assert choose(monkeypatch, None, plan(goodput=True))
@@ -193,6 +197,7 @@ def test_a_check_of_all_requests_has_to_fit_a_step(monkeypatch: pytest.MonkeyPat
         use_v2_model_runner=True,
         speculative_config=SimpleNamespace(method="draft_model"),
         scheduler_config=SimpleNamespace(max_num_seqs=64, max_num_batched_tokens=127),
+        parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
         compilation_config=SimpleNamespace(cudagraph_mode=None, cudagraph_capture_sizes=[]),
     )
     with pytest.raises(OptionError, match="max_num_batched_tokens=127: raise the last"):
