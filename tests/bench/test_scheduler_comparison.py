@@ -29,6 +29,8 @@ def test_requests_that_do_not_fit_are_left_out():
 def test_capacity_ends_where_batches_are_no_longer_full():
     ended = np.array([1.0, 2.0, 9.0, 3.0, 4.0, 20.0])  # two long ones are left at the end
     assert full_batches(ended, batch_size=2) == 4 / 4.0
+    for places in (6, 64):  # nobody waits, and the first to end says nothing of the others
+        assert full_batches(ended, places) == 6 / ended.max()
 
 
 def test_arrivals_are_those_of_the_rate_and_the_seed():

@@ -430,19 +430,27 @@ def test_a_client_that_leaves_hurts_nobody(
     assert produced < 3 * LEFT * (MODEL_LENGTH - 40) / 2
 
 
-def test_a_crowd_of_all_manners_is_served_right(server: Server) -> None:
-    """Aborts, disconnects, nonsense and conversations at once; `load_run.py` does it for as long as one likes."""
-    before = server.metrics()
+@pytest.fixture(scope="module")
+def crowd(server: Server) -> tuple[Load, float]:
+    """Aborts, disconnects, nonsense and conversations at once, and how many drafts were accepted; what it counts is there afterwards."""
+    accepted = "vllm:spec_decode_num_accepted_tokens_total"
+    before = server.metrics().get(accepted, 0.0)
     load = Load(server.url, MODEL_LENGTH, clients=64, seconds=10)
     asyncio.run(load.run())
+    return load, server.metrics()[accepted] - before
+
+
+def test_a_crowd_of_all_manners_is_served_right(server: Server, crowd: tuple[Load, float]) -> None:
+    """`load_run.py` does it for as long as one likes."""
+    load, accepted = crowd
     assert not load.wrong, load.wrong[:5]
     for what in ("completion", "streamed", "turn", "aborted", "left", "refused"):
         assert load.seen[what] > 0, load.seen
     assert at_rest(server) == []
-    accepted = "vllm:spec_decode_num_accepted_tokens_total"
-    assert server.metrics()[accepted] > before[accepted], "no draft was accepted"
+    assert accepted > 0, "no draft was accepted"
 
 
+@pytest.mark.usefixtures("crowd")
 def test_the_dashboard_asks_for_what_the_server_has(server: Server) -> None:
     text = httpx.get(f"{server.url}/metrics").text
     known = dashboard.series(text) | dashboard.of_goodput()
@@ -453,6 +461,7 @@ def test_the_dashboard_asks_for_what_the_server_has(server: Server) -> None:
         assert labels <= known[name], f"{name} has the labels {sorted(known[name])}"
 
 
+@pytest.mark.usefixtures("crowd")
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus server is installed")
 def test_prometheus_answers_the_dashboards_queries(
     server: Server, client: openai.OpenAI, tmp_path: Path

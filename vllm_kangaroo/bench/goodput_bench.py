@@ -41,6 +41,8 @@ from vllm_kangaroo.options import parse_options
 from vllm_kangaroo.provenance import of_measurement
 
 Advance = Callable[[int], None]
+FILLING = 3
+"""Requests by which capacity is measured, in those of the largest batch: with fewer no place is taken anew."""
 
 
 def measure_goodput(
@@ -90,7 +92,8 @@ def measure_goodput(
             sorted({rate for rate in options.rate if rate}),
         )
         answers = options.rounds * len(engines) * sum(batches)
-        answers += options.requests * bool(rates)
+        filling = FILLING * max(batches) if rates else 0
+        answers += filling
         answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
         told = stack.enter_context(Progress(console, "running all loads", answers, unit="answers"))
         for batch in batches:
@@ -105,7 +108,8 @@ def measure_goodput(
             found.table = tuned_table(found.loads).entries
             engines[TABLE] = by_table(drafting, found.table, max(lengths), per_round)
             plain.reset_prefix_cache()
-            found.capacity = capacity(plain, requests, max(batches), advance=told.advance)
+            many = [requests[at % len(requests)] for at in range(filling)]
+            found.capacity = capacity(plain, many, max(batches), advance=told.advance)
             for rate in rates:
                 arriving = [
                     poisson(requests, rate * found.capacity, seed) for seed in range(options.rounds)

@@ -142,12 +142,13 @@ def capacity(
 
 
 def full_batches(ended: NDArray[np.float64], batch_size: int) -> float:
-    """Requests a second until no more wait, all having been there from the start.
+    """Requests a second until no more wait, all having been there from the start; of all of them if none had to wait.
 
     Args:
         ended: seconds from the start at which each did.
     """
-    busy = max(len(ended) - batch_size, 1)
+    waited = len(ended) - batch_size
+    busy = waited if waited > 0 else len(ended)
     return busy / float(np.sort(ended)[busy - 1])
 
 
