@@ -25,6 +25,13 @@ def held() -> Counter[str]:
 PARTS = 4
 
 
+def leaks(run: Callable[[], None], times: int, requests: int) -> dict[str, int]:
+    """What has grown by a quarter of an object or more for each of the ``requests`` of so many runs."""
+    return {
+        kind: count for kind, count in grown(run, times).items() if count >= times * requests / 4
+    }
+
+
 def grown(run: Callable[[], None], times: int) -> dict[str, int]:
     """By how much what is held has grown over so many runs, once what is made at the first ones is there.
 

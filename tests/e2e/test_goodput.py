@@ -12,7 +12,7 @@ from vllm.exceptions import VLLMValidationError
 
 from tests.e2e.engines import Engine, Engines, difference, sampling, tokens_of
 from tests.e2e.fixed_costs import fix
-from tests.e2e.held import grown
+from tests.e2e.held import leaks
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import tiny_adapter
 from vllm_kangaroo.goodput.cost_model import CostModel
@@ -114,7 +114,6 @@ def test_costs_that_change_all_the_time(ours: Engine, expected: list[list[list[i
 def test_requests_that_have_ended_leave_nothing_behind(ours: Engine) -> None:
     """Neither in drafter, ladder and lookup nor in what weighs drafts, whether they ended by themselves or not."""
     fix(ours, CHEAP)
-    times = 8
     seen = ours.ladder.counters.as_dict()
 
     def run() -> None:
@@ -126,9 +125,7 @@ def test_requests_that_have_ended_leave_nothing_behind(ours: Engine) -> None:
         ours.finish()
         ours.flush()
 
-    more = grown(run, times)
-    leaks = {kind: count for kind, count in more.items() if count >= times * len(prompts()) / 4}
-    assert not leaks
+    assert not leaks(run, 8, len(prompts()))
     gained = difference(ours.ladder.counters.as_dict(), seen)
     assert gained["drafted"] > 0 and gained["lookup_drafted"] > 0
     assert len(ours.proposer.lookups) == ours.ladder.requests == 1  # the last flush's

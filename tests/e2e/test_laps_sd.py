@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.e2e.engines import KANGAROO, Engine, Engines
-from tests.e2e.held import grown
+from tests.e2e.held import leaks
 from tests.e2e.prompts import QUESTIONS, chat, mixed
 from tests.e2e.ticks import Ticks
 from vllm_kangaroo.bench.engines import EngineSettings
@@ -75,7 +75,7 @@ def expected(engines: Engines) -> list[list[int]]:
 
 def test_requests_that_have_ended_leave_nothing_behind(engines: Engines) -> None:
     """Paused, evicted or aborted: scheduler and policy forget them."""
-    engine, times = laps(engines, "kangaroo"), 8
+    engine = laps(engines, "kangaroo")
     scheduler, pauses = engine.core.scheduler, engine.core.scheduler.pauses
 
     def run() -> None:
@@ -86,9 +86,7 @@ def test_requests_that_have_ended_leave_nothing_behind(engines: Engines) -> None
         engine.finish()
         engine.flush()
 
-    more = grown(run, times)
-    leaks = {kind: count for kind, count in more.items() if count >= times * len(mixed()) / 4}
-    assert not leaks
+    assert not leaks(run, 8, len(mixed()))
     assert scheduler.pauses > pauses
     assert len(scheduler.laps) == len(scheduler.paused) == 0
 

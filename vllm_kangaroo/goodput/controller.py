@@ -110,16 +110,10 @@ class GoodputController:
     def _compare(self, seen: Observations, tokens: int) -> None:
         assert seen.verify is not None
         seconds, load, width, drafted = seen.verify
-        predicted, stats = self.costs.verify(load, width, drafted=drafted), self.stats
+        predicted = self.costs.verify(load, width, drafted=drafted)
         drafting = sum(each[0] for each in (*seen.drafts, *seen.checks))
         drafting += seen.around[0] if seen.around is not None else 0.0
-        error = abs(predicted - seconds)
-        stats.steps += 1
-        stats.seconds += seconds + drafting
-        stats.predicted_seconds += predicted + drafting
-        stats.error_seconds += error
-        stats.relative_errors += error / max(seconds, 1e-9)
-        stats.tokens += tokens
+        self.stats.timed(seconds, predicted, tokens, drafting)
         self.probes.earn(seconds + drafting, drafted=drafted)
 
     def open(self, slot: int) -> None:

@@ -49,3 +49,17 @@ class GoodputStats:
     """Drafts that were expected to be accepted."""
     accepted: int = 0
     """Drafts that were."""
+
+    def timed(self, seconds: float, predicted: float, tokens: int, drafting: float = 0.0) -> None:
+        """A step took ``seconds`` where so many were predicted.
+
+        Args:
+            drafting: seconds of drafting beside, which nothing was predicted of.
+        """
+        error = abs(predicted - seconds)
+        self.steps += 1
+        self.seconds += seconds + drafting
+        self.predicted_seconds += predicted + drafting
+        self.error_seconds += error
+        self.relative_errors += error / max(seconds, 1e-9)
+        self.tokens += tokens

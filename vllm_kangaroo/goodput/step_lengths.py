@@ -85,13 +85,7 @@ class StepLengths:
         """
         if self.costs is None:
             self.costs = StepCost(seconds)
-        predicted, stats = self.costs.seconds(load, tokens, drafts), self.stats
-        stats.steps += 1
-        stats.seconds += seconds
-        stats.predicted_seconds += predicted
-        stats.error_seconds += abs(predicted - seconds)
-        stats.relative_errors += abs(predicted - seconds) / max(seconds, 1e-9)
-        stats.tokens += gained
+        self.stats.timed(seconds, self.costs.seconds(load, tokens, drafts), gained)
         self.costs.observe(seconds, load, tokens, drafts)
         self.probes.earn(seconds, drafted=drafts > 0)
 
