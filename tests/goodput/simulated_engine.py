@@ -40,6 +40,8 @@ class Machine:
     around: float = 0.0003
     """Of a drafting round, beside its passes."""
     noise: float = 0.03
+    warming: int = 0
+    """Parts of steps after which it runs at its full speed, having begun at half of it."""
 
     def whole(self, tokens: float) -> float:
         return self.model * max(1.0, tokens / self.knee)
@@ -104,6 +106,7 @@ class Simulation:
         self.produced = np.zeros(0)
         self.names = np.zeros(0, dtype=np.int64)
         self.began = 0
+        self._cold = self.machine.warming
         self._pending: Any = None
         self.trace: list[tuple[float, float]] = []
         """After each step: the time, and the tokens that were to be expected of it."""
@@ -152,6 +155,9 @@ class Simulation:
 
     def _spend(self, seconds: float) -> float:
         spent = seconds * float(self.random.lognormal(0.0, self.machine.noise))
+        if self._cold:
+            spent *= 1.0 + self._cold / self.machine.warming
+            self._cold -= 1
         self.now += spent
         return spent
 

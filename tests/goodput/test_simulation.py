@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.goodput.simulated_engine import (
@@ -61,6 +62,20 @@ def test_a_steady_load(batch: int, acceptance: float) -> None:
         assert abs(stats.expected - stats.accepted) < 0.12 * stats.accepted
     else:
         assert drafted < 0.2 * sum(stats.lengths), "drafts do not pay, and many are made"
+
+
+@pytest.mark.parametrize(
+    ("batch", "acceptance"), [(1, 0.6), (4, 0.3), (16, 0.3), (16, 0.85), (64, 0.6), (64, 0.85)]
+)
+def test_an_engine_that_begins_slowly_on_a_noisy_machine(batch: int, acceptance: float) -> None:
+    """What first steps took, many times the noise, says nothing of what a further draft takes: most of all of many requests."""
+    noisy = replace(
+        MACHINE, engine=0.005, per_request=2e-4, knee=40, share=0.3, noise=0.12, warming=25
+    )
+    runs = [run(batch, acceptance, seed=seed, machine=noisy)[1] for seed in range(3)]
+    goodput = sum(runs) / len(runs) * float(np.exp(noisy.noise**2 / 2))
+    assert goodput >= 0.98 * fixed_goodput(noisy, batch, acceptance, 0)
+    assert goodput >= 0.97 * best_fixed(noisy, batch, acceptance)
 
 
 @pytest.mark.parametrize(("batch", "acceptance"), [(1, 0.6), (4, 0.8), (16, 0.6)])

@@ -7,12 +7,19 @@ timed curve over tokens besides, since a pass over four tokens often takes as lo
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vllm_kangaroo.goodput.cost_profile import CostProfile, Curve
 from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
+
+
+EACH = 2e-4
+"""Seconds that an engine may take for a token or a request beside a timed pass, about: bookkeeping, whatever the model."""
+EACH_KV = 1e-6
+"""The same of a position that is attended to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +39,15 @@ class PassCost:
     TABLE = 256
     """Numbers of tokens below which the curve is looked up: it is asked a dozen times a step."""
 
-    def __init__(self, curve: Curve, *, timed: bool, around: float, others: int = 0) -> None:
+    def __init__(
+        self, curve: Curve, *, timed: bool, around: float, others: Sequence[float] = ()
+    ) -> None:
         """Begin from a curve.
 
         Args:
             timed: whether the curve was measured.
             around: how much longer than the curve a pass may take, in units of its first point.
-            others: further features.
+            others: seconds that further features may take, each about.
         """
         self._tokens, self._seconds = curve.arrays()
         self._sizes: list[float] = self._tokens.tolist()
@@ -47,9 +56,13 @@ class PassCost:
         few = np.interp(np.arange(self.TABLE), self._tokens, self._seconds)
         self._few: list[float] = few.tolist()
         unit = curve.seconds[0]
-        prior = [0.1 * around * unit, 1.0, 0.0, 0.0, *[0.0] * others]
-        spread = [around * unit, 0.3 if timed else 3.0, 0.05 * unit, 1e-4 * unit]
-        self.fit = LeastSquares(prior, [*spread, *[0.3 * unit] * others], least=0.05 * unit)
+        prior = [0.1 * around * unit, 1.0, 0.0, 0.0, *[0.0] * len(others)]
+        spread = [around * unit, 0.3, EACH, EACH_KV]
+        if not timed:
+            spread = [around * unit, 3.0, 0.05 * unit, 1e-4 * unit]
+            others = [max(0.3 * unit, each) for each in others]
+        spread += others
+        self.fit = LeastSquares(prior, spread, least=0.05 * unit)
 
     def _curve(self, tokens: float) -> float:
         if type(tokens) is int and tokens < self.TABLE:
@@ -86,13 +99,15 @@ class CostModel:
 
     def __init__(self, profile: CostProfile) -> None:
         timed = profile.timed
-        self._verify = PassCost(profile.verify, timed=timed, around=2.0, others=3)
+        unit = profile.verify.seconds[0]
+        others = (EACH, EACH, 0.1 * unit)
+        self._verify = PassCost(profile.verify, timed=timed, around=2.0, others=others)
         draft = profile.draft or profile.verify
         self._draft = PassCost(draft, timed=timed, around=1.0)
         self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
-        unit = profile.verify.seconds[0]
+        # What is left of a round beside its passes is known no better than a pass is.
         self._overhead = LeastSquares(
-            (0.05 * unit, 0.0), (0.2 * unit, 0.02 * unit), least=0.05 * unit
+            (0.05 * unit, 0.0), (0.2 * unit, EACH), least=draft.seconds[0]
         )
 
     def verify(self, load: Load, tokens: int, *, drafted: bool) -> float:

@@ -86,6 +86,7 @@ class DraftRound:
         self._clock = clock
         self._then = clock()
         self._in_pass = len(slots), float(who.contexts.sum())
+        self._first = 0.0, *self._in_pass
         verification.spent += costs.overhead(len(slots)) + costs.draft(*self._in_pass)
 
     def keep(
@@ -143,8 +144,8 @@ class DraftRound:
         now = self._clock()
         seconds, self._then = now - self._then, now
         if not self._step:  # it holds what opens the round
-            expected = self._costs.draft(*self._in_pass)
-            self.around += seconds - expected
+            self.around += seconds - self._costs.draft(*self._in_pass)
+            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
             return
         self.passes.append((seconds, *self._in_pass))
 
@@ -154,4 +155,6 @@ class DraftRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        return Observations(drafts=self.passes, around=(self.around, len(self.slots)))
+        # A first pass says little of what a pass takes, and more than nothing.
+        drafts = self.passes or [self._first]
+        return Observations(drafts=drafts, around=(self.around, len(self.slots)))

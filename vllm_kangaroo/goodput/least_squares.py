@@ -41,7 +41,8 @@ class LeastSquares:
     WRONG = 2.0
     """Standard deviations of noise beyond which they are worked out at once."""
     TAKEN = 4
-    """Of how many observations one is taken in by then: each costs some time, and the step that it is of may be short."""
+    """Of how many observations one is taken in by then if they are brief: each costs some time too."""
+    BRIEF = 0.005
 
     def __init__(
         self,
@@ -73,7 +74,11 @@ class LeastSquares:
     def observe(self, features: Floats, value: float) -> None:
         """Take in one value at ``[n]`` features."""
         self._skipped += 1
-        if self._skipped < self.TAKEN and self.observations > self.SETTLED:
+        if (
+            value < self.BRIEF
+            and self._skipped < self.TAKEN
+            and self.observations > self.SETTLED
+        ):
             return
         self._skipped = 0
         expected = max(float(features @ self.values), self._least)
@@ -85,7 +90,8 @@ class LeastSquares:
             self._moment *= self.AFTER_CHANGE
         else:
             self._outliers = 0
-        weighted = features * (1.0 / (self._noise * expected) ** 2)
+        # By the larger of both: what was expected far too low would else weigh far too much.
+        weighted = features * (1.0 / (self._noise * max(expected, value)) ** 2)
         self._information *= self._forgetting
         self._information += np.multiply.outer(weighted, features)
         self._moment *= self._forgetting

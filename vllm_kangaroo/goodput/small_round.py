@@ -51,6 +51,7 @@ class SmallRound:
         self._clock = clock
         self._then = clock()
         self._in_pass = len(slots), float(sum(self._contexts))
+        self._first = 0.0, *self._in_pass
         verification.spent += costs.overhead(len(slots)) + costs.draft(*self._in_pass)
 
     @property
@@ -114,6 +115,7 @@ class SmallRound:
         seconds, self._then = now - self._then, now
         if not self._step:
             self.around += seconds - self._costs.draft(*self._in_pass)
+            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
         else:
             self.passes.append((seconds, *self._in_pass))
 
@@ -123,4 +125,5 @@ class SmallRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        return Observations(drafts=self.passes, around=(self.around, len(self.slots)))
+        drafts = self.passes or [self._first]
+        return Observations(drafts=drafts, around=(self.around, len(self.slots)))
