@@ -53,7 +53,7 @@ class GoodputBenchOptions(RunOptions):
 
     batch_size: tuple[int, ...] = Field(  # type: ignore[assignment]
         default=(1, 2, 4, 8, 16, 32, 64),
-        description="Prompts generated at once; may be repeated.",
+        description="Requests at once, others waiting to follow; may be repeated.",
     )
     lengths: tuple[int, ...] = Field(
         default=(1, 2, 4, 6),

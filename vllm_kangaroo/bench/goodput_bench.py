@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from statistics import fmean
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +17,10 @@ from rich.console import Console
 from vllm_kangaroo.bench.bench_options import GoodputBenchOptions
 from vllm_kangaroo.bench.bench_results import Speed
 from vllm_kangaroo.bench.draft_arms import by_bandit, by_table, fixed_length
-from vllm_kangaroo.bench.engine_runs import counters, run_engines, warm_up
+from vllm_kangaroo.bench.engine_runs import counters, warm_up
 from vllm_kangaroo.bench.engines import device, engine, without_paths
 from vllm_kangaroo.bench.feed import Stream, serve
+from vllm_kangaroo.bench.full_batch import needed, run_full_batch
 from vllm_kangaroo.bench.generation import sampling
 from vllm_kangaroo.bench.goodput_results import (
     BANDIT,
@@ -32,7 +35,7 @@ from vllm_kangaroo.bench.goodput_results import (
 )
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.rounds import Pass
+from vllm_kangaroo.bench.rounds import SETTLE_SECONDS
 from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
@@ -91,14 +94,14 @@ def measure_goodput(
             sorted(set(options.batch_size)),
             sorted({rate for rate in options.rate if rate}),
         )
-        answers = options.rounds * len(engines) * sum(batches)
+        answers = options.rounds * len(engines) * sum(map(needed, batches))
         filling = FILLING * max(batches) if rates else 0
         answers += filling
         answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
         told = stack.enter_context(Progress(console, "running all loads", answers, unit="answers"))
         for batch in batches:
-            some = [token_ids[at % len(token_ids)] for at in range(batch)]
-            found.loads.append(_load(engines, some, options, told.advance))
+            some = [token_ids[at % len(token_ids)] for at in range(needed(batch))]
+            found.loads.append(_load(engines, some, batch, options, told.advance))
             done(found)
         if rates:
             requests = [
@@ -127,32 +130,29 @@ def _per_round(config: Mapping[str, Any], length: int) -> int | None:
 def _load(
     engines: Mapping[str, Any],
     prompts: list[list[int]],
+    batch: int,
     options: GoodputBenchOptions,
     advance: Advance,
 ) -> LoadResult:
     params = sampling(options.temperature, options.max_tokens, ignore_eos=True)
-    warm_up(engines, prompts, params, together=True)
+    warm_up(engines, prompts[:batch], params, together=True)
     before = counters(engines[CONTROLLED])["goodput"]
-    runs = run_engines(engines, prompts, params, options.rounds, together=True, advance=advance)
+    ways = {name: Way(speeds=[], latencies=[]) for name in engines}
+    for number in range(options.rounds):
+        for name in list(engines)[:: -1 if number % 2 else 1]:
+            sleep(SETTLE_SECONDS)
+            run = run_full_batch(engines[name], prompts, batch, params, advance=advance)
+            ways[name].speeds.append(run.speed)
+            ways[name].latencies.append(fmean(run.latencies))
     after = counters(engines[CONTROLLED])["goodput"]
     steps = after["steps"] - before["steps"]
     return LoadResult(
-        batch_size=len(prompts),
-        ways={name: _way([one[name] for one in runs.rounds]) for name in engines},
+        batch_size=batch,
+        ways=ways,
         step_seconds=(after["seconds"] - before["seconds"]) / max(steps, 1),
         step_error=(after["relative_errors"] - before["relative_errors"]) / max(steps, 1),
         lengths=[a - b for a, b in zip(after["lengths"], before["lengths"], strict=True)],
         off={why: count - before["off"][why] for why, count in after["off"].items()},
-    )
-
-
-def _way(passes: list[Pass]) -> Way:
-    return Way(
-        speeds=[one.total for one in passes],
-        latencies=[
-            sum(each.times[-1] - each.began for each in one.outputs) / len(one.outputs)
-            for one in passes
-        ],
     )
 
 

@@ -61,7 +61,7 @@ class Ways(BaseModel):
 
 
 class LoadResult(Ways):
-    """So many prompts at once."""
+    """So many requests at once, each that ends being followed by another."""
 
     batch_size: int
     step_seconds: float

@@ -15,7 +15,6 @@ import numpy as np
 from vllm_kangaroo.goodput.cost_profile import CostProfile, Curve
 from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
 
-
 EACH = 2e-4
 """Seconds that an engine may take for a token or a request beside a timed pass, about: bookkeeping, whatever the model."""
 EACH_KV = 1e-6

@@ -74,11 +74,7 @@ class LeastSquares:
     def observe(self, features: Floats, value: float) -> None:
         """Take in one value at ``[n]`` features."""
         self._skipped += 1
-        if (
-            value < self.BRIEF
-            and self._skipped < self.TAKEN
-            and self.observations > self.SETTLED
-        ):
+        if value < self.BRIEF and self._skipped < self.TAKEN and self.observations > self.SETTLED:
             return
         self._skipped = 0
         expected = max(float(features @ self.values), self._least)
