@@ -17,6 +17,8 @@ from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
 
 EACH = 2e-4
 """Seconds that an engine may take for a token or a request beside a timed pass, about: bookkeeping, whatever the model."""
+BESIDE = 4e-3
+"""The same of a step, whatever it runs over."""
 EACH_KV = 1e-6
 """The same of a position that is attended to."""
 
@@ -39,13 +41,20 @@ class PassCost:
     """Numbers of tokens below which the curve is looked up: it is asked a dozen times a step."""
 
     def __init__(
-        self, curve: Curve, *, timed: bool, around: float, others: Sequence[float] = ()
+        self,
+        curve: Curve,
+        *,
+        timed: bool,
+        around: float,
+        beside: float = 0.0,
+        others: Sequence[float] = (),
     ) -> None:
         """Begin from a curve.
 
         Args:
             timed: whether the curve was measured.
             around: how much longer than the curve a pass may take, in units of its first point.
+            beside: seconds that it takes longer, about.
             others: seconds that further features may take, each about.
         """
         self._tokens, self._seconds = curve.arrays()
@@ -55,8 +64,8 @@ class PassCost:
         few = np.interp(np.arange(self.TABLE), self._tokens, self._seconds)
         self._few: list[float] = few.tolist()
         unit = curve.seconds[0]
-        prior = [0.1 * around * unit, 1.0, 0.0, 0.0, *[0.0] * len(others)]
-        spread = [around * unit, 0.3, EACH, EACH_KV]
+        prior = [max(0.1 * around * unit, beside), 1.0, 0.0, 0.0, *[0.0] * len(others)]
+        spread = [max(around * unit, 2.0 * beside), 0.3, EACH, EACH_KV]
         if not timed:
             spread = [around * unit, 3.0, 0.05 * unit, 1e-4 * unit]
             others = [max(0.3 * unit, each) for each in others]
@@ -100,7 +109,9 @@ class CostModel:
         timed = profile.timed
         unit = profile.verify.seconds[0]
         others = (EACH, EACH, 0.1 * unit)
-        self._verify = PassCost(profile.verify, timed=timed, around=2.0, others=others)
+        self._verify = PassCost(
+            profile.verify, timed=timed, around=2.0, beside=BESIDE, others=others
+        )
         draft = profile.draft or profile.verify
         self._draft = PassCost(draft, timed=timed, around=1.0)
         self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
