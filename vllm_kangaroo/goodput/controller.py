@@ -64,6 +64,8 @@ class GoodputController:
 
     REUSED = 8
     """Steps for which a plan holds, as long as the same requests run."""
+    FOLLOWED = 0.1
+    """Share of the newest step in what drafts have brought of late."""
     EXPLAIN_EVERY = 32
     """Steps without drafts between two answers to the question whether the load is why."""
 
@@ -85,6 +87,8 @@ class GoodputController:
         self.probes = ProbeBudget(options.probe_share)
         self.goodput = 0.0
         """Expected tokens a second of the newest step."""
+        self._gain = 1.0
+        """Over no drafts, of late."""
         self._margin = options.start_margin
         self._drafting = False
         self._explained = 0
@@ -174,6 +178,9 @@ class GoodputController:
         chosen = plan.order[: self._worth(plan)] if self.decides else plan.order
         self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if self._drafting else plan.plain
+        if load.requests:
+            gain = self.goodput / self._undrafted(load)
+            self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
         if self.decides:
             chosen = self._tried(plan, chosen, load, contexts[can])
         self._account(chosen, plan, load, can)
@@ -228,15 +235,21 @@ class GoodputController:
             counted[length] += 1
 
     def rate(self, load: Load) -> float:
-        """Tokens a second of the newest step, or of one without drafts if these are more."""
-        return max(
-            self.goodput, load.requests / self.costs.verify(load, load.requests, drafted=False)
-        )
+        """Tokens a second of steps like this, drafts bringing what they did of late: what a second is worth.
+
+        That of the newest step is no measure of it, which had luck or had none.
+        """
+        return self._gain * self._undrafted(load)
+
+    def _undrafted(self, load: Load) -> float:
+        """Tokens a second of a step without drafts."""
+        return load.requests / self.costs.verify(load, load.requests, drafted=False)
 
     def surplus(self, load: Load, slots: Ints, contexts: Ints) -> Floats:
         """Tokens that its best number of drafts brings each request beyond what their time is worth, ``[requests]``.
 
-        A pass is taken to be shared by all requests of the load, at the rate of :meth:`rate`.
+        A pass is taken to be shared by all requests of the load, at the rate of :meth:`rate`. What would not be begun, as too
+        little better than no drafts, brings nothing.
         """
         costs, count = self.costs, load.requests
         gains = np.cumsum(np.cumprod(self.acceptance.chains(slots, contexts), axis=1), axis=1)
@@ -244,7 +257,8 @@ class GoodputController:
         seconds = costs.verify_along(load, count + count * lengths)
         seconds += costs.overhead(count) - costs.verify(load, count, drafted=True)
         seconds += costs.draft(count, load.kv_tokens) * lengths
-        best: Floats = (gains - seconds * (self.rate(load) / count)).max(axis=1)
+        margin = 1.0 if self._drafting else 1.0 + self._margin
+        best: Floats = (gains - seconds * (self.rate(load) * margin / count)).max(axis=1)
         return np.maximum(best, 0.0)
 
     def leave_out(self, why: Off, requests: int) -> None:

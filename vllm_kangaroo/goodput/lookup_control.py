@@ -84,7 +84,7 @@ class LookupControl:
         survivals: Sequence[Sequence[float]],
         lengths: list[int],
     ) -> list[int]:
-        """The requests whose drafts bring more than an exit's would, each at its best length."""
+        """The requests whose drafts bring more than an exit's would, each at its best length; where none of it would pay, all."""
         if self._exits is None:
             return list(range(len(lengths)))
         count = load.requests
@@ -96,5 +96,5 @@ class LookupControl:
         return [
             at
             for at, (each, other) in enumerate(zip(survivals, exits, strict=True))
-            if float((np.cumsum(each) - price[: len(each)]).max()) >= other
+            if not other or float((np.cumsum(each) - price[: len(each)]).max()) >= other
         ]
