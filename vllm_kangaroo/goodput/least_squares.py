@@ -43,6 +43,7 @@ class LeastSquares:
     TAKEN = 4
     """Of how many observations one is taken in by then if they are brief: each costs some time too."""
     BRIEF = 0.005
+    """Seconds."""
 
     def __init__(
         self,
