@@ -35,7 +35,7 @@ from vllm_kangaroo.bench.goodput_results import (
 )
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, load_prompts
-from vllm_kangaroo.bench.rounds import SETTLE_SECONDS
+from vllm_kangaroo.bench.rounds import SETTLE_SECONDS, in_turns
 from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summarise
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
@@ -139,7 +139,7 @@ def _load(
     before = counters(engines[CONTROLLED])["goodput"]
     ways = {name: Way(speeds=[], latencies=[]) for name in engines}
     for number in range(options.rounds):
-        for name in list(engines)[:: -1 if number % 2 else 1]:
+        for name in in_turns(engines, number):
             sleep(SETTLE_SECONDS)
             run = run_full_batch(engines[name], prompts, batch, params, advance=advance)
             ways[name].speeds.append(run.speed)
@@ -162,7 +162,7 @@ def _rate(
     """Requests that come whether those before them have ended or not: the same to each engine in turn."""
     ways = {name: Way(speeds=[], latencies=[]) for name in engines}
     for number, stream in enumerate(arriving):
-        for name in list(engines)[:: -1 if number % 2 else 1]:
+        for name in in_turns(engines, number):
             engines[name].reset_prefix_cache()
             served = serve(engines[name], stream, f"{name}-{rate}-{number}", advance=advance)
             run = summarise(stream, served)

@@ -99,6 +99,11 @@ def _speed(outputs: Sequence[Generation], seconds: float) -> Speed:
     )
 
 
+def in_turns(engines: Mapping[str, Any], turn: int) -> list[str]:
+    """Their names in the order in which they run at a turn: A B, B A, A B, ..."""
+    return list(engines)[:: -1 if turn % 2 else 1]
+
+
 def run_alternating(
     engines: Mapping[str, Any],
     prompts: Sequence[Sequence[int]],
@@ -127,7 +132,7 @@ def run_alternating(
     for number in range(rounds):
         passes: dict[str, Pass] = {}
         for turn, first in enumerate(range(0, len(prompts), size)):
-            for name in list(engines)[:: -1 if (number + turn) % 2 else 1]:
+            for name in in_turns(engines, number + turn):
                 if len(engines) > 1:
                     sleep(SETTLE_SECONDS)
                 callbacks = {} if number else {"told": partial(_tell, told, name, first)}
