@@ -136,6 +136,18 @@ def test_positions_matter_only_relatively() -> None:
     assert not torch.allclose(near, adapter(f, torch.arange(5)[None] * 3), atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["kangaroo_adapter", "kangaroo_memory_adapter"])
+def test_outputs_of_some_positions_alone(kind: str) -> None:
+    with_more = {"model_type": kind, "intermediate_size": 40} if "memory" in kind else {}
+    adapter = make_adapter(make_config(**with_more))
+    f, memory = torch.randn(3, 7, 24), torch.randn(3, 7, 24)
+    wanted = torch.rand(3, 7) < 0.5
+    remembered = memory if with_more else None
+    found = adapter(f, memory=remembered, wanted=wanted)
+    assert 0 < len(found) < 21
+    torch.testing.assert_close(found, adapter(f, memory=remembered)[wanted])
+
+
 def test_forward_is_causal() -> None:
     adapter = make_adapter(make_config())
     f = torch.randn(1, 6, 24)

@@ -27,7 +27,13 @@ class AdapterLayer(nn.Module):
             self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
             self.mlp = FeedForward(config, dtype)
 
-    def forward(self, f: Tensor, positions: Tensor, remembered: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        f: Tensor,
+        positions: Tensor,
+        remembered: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         """``f [B, T, N]``; ``remembered [B, T, N]`` is added to what asks, not to keys and values.
 
         Keys and values of a position then depend on nothing that verification has yet to compute.
@@ -36,6 +42,8 @@ class AdapterLayer(nn.Module):
         x = f if remembered is None else f + remembered
         asking = seen if remembered is None else self.input_layernorm(x)
         x = x + self.self_attn(asking, positions, seen)
+        if wanted is not None:
+            x = x[wanted]
         if self.mlp is not None:
             x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -58,7 +66,11 @@ class KangarooAdapter(nn.Module):
         self.register_buffer("draft_vocab", None if size is None else torch.arange(size))
 
     def forward(
-        self, f: Tensor, positions: Tensor | None = None, memory: Tensor | None = None
+        self,
+        f: Tensor,
+        positions: Tensor | None = None,
+        memory: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Map exit states to what the target's LM head takes.
 
@@ -67,14 +79,16 @@ class KangarooAdapter(nn.Module):
             positions: ``[B, T]``; 0 to T-1 when None. Attention is causal in order of T.
             memory: for each position the final normed state of the position that was verified last
                 when it drafted, ``[B, T, N]``; of adapters with a memory only, and zeros when None.
+            wanted: the positions whose outputs are asked for, bool ``[B, T]``; all when None. The others
+                cost their keys and values only.
 
         Returns:
-            ``RMSNorm_out(f')``, ``[B, T, N]``.
+            ``RMSNorm_out(f')``, ``[B, T, N]``, or ``[M, N]`` of the M that are wanted.
         """
         if positions is None:
             positions = torch.arange(f.shape[1], device=f.device).expand(f.shape[0], -1)
         remembered = None
         if self.memory is not None:
             remembered = self.memory(torch.zeros_like(f) if memory is None else memory)
-        out: Tensor = self.norm(self.layers[0](f, positions, remembered))
+        out: Tensor = self.norm(self.layers[0](f, positions, remembered, wanted))
         return out

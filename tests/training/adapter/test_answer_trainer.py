@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from tests.training.models import make_llama
 from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.training.adapter import answer_trainer
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
 from vllm_kangaroo.training.adapter.answer_data import AnswerData, BatchOrder
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer
@@ -144,6 +145,25 @@ def test_training_helps(made: Path, kind: str, targets: str) -> None:
     if kind == "memory":
         memory = run.trainees[0].adapter.memory
         assert memory is not None and memory.proj.weight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_products_in_bfloat16_where_the_device_has_it(
+    made: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(answer_trainer, "has_bfloat16", lambda device: native)
+    run = trainer(made, 20, kind="memory", draft_vocab=40, dtype="bfloat16")
+    seen: list[torch.dtype] = []
+    run.trainees[0].adapter.layers[0].mlp.down_proj.register_forward_hook(
+        lambda module, inputs, out: seen.append(out.dtype)
+    )
+    before = run.measure(run.data)[1]["expected_acceptance"]
+    while run.progress.step < 20:
+        run.step()
+    assert run.measure(run.data)[1]["expected_acceptance"] > before + 0.02
+    assert set(seen) == {torch.bfloat16 if native else torch.float32}
+    weights = run.trainees[0].adapter.parameters()
+    assert {weight.dtype for weight in weights} == {torch.float32}
 
 
 def test_an_adapter_is_calibrated_on_held_out_answers(made: Path, tmp_path: Path) -> None:

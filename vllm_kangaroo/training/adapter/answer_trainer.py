@@ -6,7 +6,8 @@ Deep states of the last verified position reach the drafts of a round as they do
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from vllm_kangaroo.training.adapter.loss import (
 )
 from vllm_kangaroo.training.adapter.trainer_base import AdapterTrainerBase
 from vllm_kangaroo.training.exits import exit_loss
+from vllm_kangaroo.training.run.arithmetic import has_bfloat16
 from vllm_kangaroo.training.run.target import Target
 from vllm_kangaroo.training.run.trainer import Figures
 
@@ -55,7 +57,8 @@ class AnswerTrainer(AdapterTrainerBase):
         batch = self.data.batch(self.order.documents(step))
         rng = np.random.default_rng([self.options.seed, step])
         remembered = drawn_rounds(batch.lengths, self.options.round_length, rng)
-        losses = self._backward(batch, self._drafters(batch, remembered))
+        with self._autocast():
+            losses = self._backward(batch, self._drafters(batch, remembered))
         for trainee in self.trainees:
             trainee.step(self.learning_rate(step))
         return float(np.mean(losses))
@@ -66,8 +69,9 @@ class AnswerTrainer(AdapterTrainerBase):
         memory: Tensor | None = None
         if self.options.kind == "memory":
             memory = recall(batch.final, remembered).to(device)
+        counted = batch.counted.to(device)
         return [
-            trainee.adapter(state.to(device), memory=memory)[batch.counted.to(device)]
+            trainee.adapter(state.to(device), memory=memory, wanted=counted)
             for trainee, state in zip(self.trainees, batch.exits, strict=True)
         ]
 
@@ -105,7 +109,8 @@ class AnswerTrainer(AdapterTrainerBase):
         count = 0
         for start in range(0, len(order), size):
             batch = data.batch(order[start : start + size])
-            drafters = self._drafters(batch, at_draft(batch.lengths, draft))
+            with self._autocast():
+                drafters = self._drafters(batch, at_draft(batch.lengths, draft))
             final = batch.final[batch.counted].to(self.options.device)
             count += len(final)
             for part in range(0, len(final), 512):
@@ -132,6 +137,14 @@ class AnswerTrainer(AdapterTrainerBase):
             for trainee, (loss, acceptance) in zip(self.trainees, totals.tolist(), strict=True)
         }
         return figures, tried
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        device = self.options.device
+        return torch.autocast(
+            torch.device(device).type,
+            torch.bfloat16,
+            enabled=self.options.dtype == "bfloat16" and has_bfloat16(device),
+        )
 
     def _compare(self, drafter: Tensor, wanted: Tensor) -> tuple[float, float, Tensor, Tensor]:
         """Sums of loss and acceptance; of each draft its confidence and whether it is the likeliest token."""

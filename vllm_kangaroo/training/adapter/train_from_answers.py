@@ -17,6 +17,7 @@ from vllm_kangaroo.training.adapter.answer_data import AnswerData
 from vllm_kangaroo.training.adapter.answer_trainer import AnswerTrainer, Tried
 from vllm_kangaroo.training.adapter.trainer_base import DRAWN
 from vllm_kangaroo.training.answers.shards import read_index
+from vllm_kangaroo.training.run.arithmetic import has_bfloat16
 from vllm_kangaroo.training.run.loop import TrainingRun
 from vllm_kangaroo.training.run.target import Target
 from vllm_kangaroo.training.run.trainer import Figures
@@ -44,8 +45,8 @@ def train_from_answers(options: AdapterTrainingOptions, console: Console) -> lis
     run = TrainingRun(options, identity, DRAWN, console)
     run.refuse_results(map(options.out_of, options.exit_layer), "an adapter")
     origin = of_checkpoint()
-    # Of the target only the head is run: in float32, the faster on CPUs without bfloat16.
-    dtype = torch.float32 if options.device == "cpu" else getattr(torch, options.dtype)
+    # Of the target only the head is run.
+    dtype = getattr(torch, options.dtype) if has_bfloat16(options.device) else torch.float32
     target = Target.load(options.model, options.exit_layer, dtype, options.device)
     order_steps = max(len(data) // options.batch_size, 1)
     trainer = AnswerTrainer(target, data, options.steps or order_steps, options)
