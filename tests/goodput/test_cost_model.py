@@ -79,6 +79,23 @@ def test_an_outlier_is_left_out_and_a_slower_machine_is_not() -> None:
     assert fit.predict(one) == pytest.approx(0.05, rel=0.2)
 
 
+def test_what_is_dear_in_turns_with_what_is_not_is_no_outlier() -> None:
+    fit = LeastSquares((0.01, 0.01), (0.02, 0.2))
+    for _ in range(100):
+        fit.observe(np.array((1.0, 0.0)), 0.01)
+        fit.observe(np.array((1.0, 1.0)), 0.2)
+    assert fit.predict(np.array((1.0, 1.0))) == pytest.approx(0.2, rel=0.05)
+    assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("every", [6, 10, 25])
+def test_what_comes_now_and_then_is_left_out(every: int) -> None:
+    fit = LeastSquares((0.01,), (0.01,))
+    for at in range(600):
+        fit.observe(np.ones(1), 0.5 if at % every == every - 1 and at > 20 else 0.01)
+    assert fit.predict(np.ones(1)) == pytest.approx(0.01, rel=0.01)
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     requests=st.integers(1, 100),

@@ -32,7 +32,10 @@ class LeastSquares:
     OUTLIER = 3.0
     """Times the expected value."""
     STAYING = 4
-    """Outliers in a row that are believed."""
+    """Outliers in a row that are believed, and all that came before them no longer."""
+    PARDON = 0.25
+    """Of an outlier that each observation between them makes up for: what comes more often than that is no accident, it
+    is the price of something that is done in turns with something else."""
     AFTER_CHANGE = 0.05
     """What is left of the weight of all that was observed before these."""
     SETTLED = 32
@@ -64,7 +67,9 @@ class LeastSquares:
         self._forgetting = forgetting
         self._noise = noise
         self._least = least
-        self._outliers = 0
+        self._outliers = 0.0
+        """How many of them there were of late, less those made up for."""
+        self._in_a_row = 0
         self._unsolved = 0
         self._skipped = 0
 
@@ -80,13 +85,16 @@ class LeastSquares:
         self._skipped = 0
         expected = max(float(features @ self.values), self._least)
         if self.observations >= self.EVERY and value > self.OUTLIER * expected:
-            self._outliers += 1
+            self._outliers = min(self._outliers + 1.0, 2.0 * self.STAYING)
+            self._in_a_row += 1
             if self._outliers < self.STAYING:
                 return
-            self._information *= self.AFTER_CHANGE
-            self._moment *= self.AFTER_CHANGE
+            if self._in_a_row >= self.STAYING:
+                self._information *= self.AFTER_CHANGE
+                self._moment *= self.AFTER_CHANGE
         else:
-            self._outliers = 0
+            self._outliers = max(0.0, self._outliers - self.PARDON)
+            self._in_a_row = 0
         # By the larger of both: what was expected far too low would else weigh far too much.
         weighted = features * (1.0 / (self._noise * max(expected, value)) ** 2)
         self._information *= self._forgetting

@@ -165,7 +165,7 @@ def test_drafts_that_were_looked_up_are_trimmed() -> None:
     assert left[0] > left[1]
     for _ in range(200):
         costs.observe_verify(0.01, Load(2, 14), 2, drafted=False)
-        costs.observe_verify(0.025, Load(2, 14), 8, drafted=True)
+        costs.observe_verify(0.2, Load(2, 14), 8, drafted=True)
     assert step.trim(both, [survivals(0.5)] * 2) == [0, 0]
     assert step.trim(both[:1], [survivals(0.5, 1)]) == [0]
 
