@@ -26,7 +26,7 @@ from vllm_kangaroo.training.adapter.loss import acceptance_loss
 from vllm_kangaroo.training.adapter.train_from_answers import train_from_answers
 from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.shards import FINAL, Answer, exit_key
-from vllm_kangaroo.training.run.target import Target
+from vllm_kangaroo.training.run.target import Target, TargetError
 
 pytestmark = pytest.mark.slow
 
@@ -232,9 +232,39 @@ def test_a_run_that_goes_on_ends_with_the_same_weights(
         assert torch.equal(parts.state_dict()[name], tensor), name
 
 
+def test_training_goes_on_from_an_earlier_adapter(made: Path, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"kind": "memory", "draft_vocab": 40}
+    quiet = Console(quiet=True)
+    train_from_answers(options(made, out=tmp_path / "first", steps=30, **shape), quiet)
+    first = load_adapter(tmp_path / "first", torch.float32)
+    chosen = {**shape, "start_from": tmp_path / "first"}
+    run = trainer(made, 30, **chosen)
+    for name, tensor in run.trainees[0].adapter.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name]), name
+    before = run.measure(run.data)[1]["expected_acceptance"]
+    assert before > trainer(made, 30, **shape).measure(run.data)[1]["expected_acceptance"] + 0.02
+    while run.progress.step < 30:
+        run.step()
+    assert run.measure(run.data)[1]["expected_acceptance"] > before
+    (config,) = train_from_answers(options(made, out=tmp_path / "on", steps=3, **chosen), quiet)
+    assert config.draft_vocab_size == 40
+
+    for changes, said in (
+        ({"draft_vocab": 30}, "trained with --draft-vocab 40, this run has 30"),
+        ({"draft_vocab": None}, "trained with --draft-vocab 40, this run has None"),
+        ({"kind": "ffn"}, "trained with --kind memory, this run has ffn"),
+    ):
+        with pytest.raises(TargetError, match=said):
+            trainer(made, 1, **(chosen | changes))
+    make_llama(tmp_path / "other", kv_heads=1)
+    with pytest.raises(TargetError, match="trained for other weights than those of --model"):
+        trainer(made, 1, **chosen, model=str(tmp_path / "other"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"exit_layer": (1, 2), "start_from": "x"}, "--start-from is an adapter of one exit"),
         ({"data": ["x.txt"]}, "--data and --answers exclude each other"),
         ({"answers": []}, "--data and --answers are both missing"),
         ({"held_out_answers": []}, "--answers needs --held-out-answers"),

@@ -86,6 +86,11 @@ class AdapterTrainingOptions(TrainingOptions):
         default="next-layer",
         description="start attention from that of the target's layer after the exit, or at random",
     )
+    start_from: Path | None = Field(
+        default=None,
+        description="directory of an adapter of the same kind, exit and draft vocabulary to start from, in place "
+        "of --init: to learn from further answers what it has not seen",
+    )
     dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="of the target, of the adapter's products, as stored"
     )
@@ -104,6 +109,11 @@ class AdapterTrainingOptions(TrainingOptions):
         self._check_source()
         if len(set(self.exit_layer)) < len(self.exit_layer):
             raise ValueError(f"--exit-layer {self.exit_layer} names an exit twice; name it once")
+        if self.start_from is not None and len(self.exit_layer) > 1:
+            raise ValueError(
+                f"--start-from is an adapter of one exit, and --exit-layer {self.exit_layer} names several; "
+                "train them one by one"
+            )
         if self.shard and self.cache_gib:
             raise ValueError(
                 f"--cache-gib {self.cache_gib:g} would let some processes run the target less often "

@@ -23,6 +23,7 @@ from vllm_kangaroo.training.adapter.loss import (
     backward,
     soft_cross_entropy,
 )
+from vllm_kangaroo.training.adapter.trainee import earlier_adapter
 from vllm_kangaroo.training.adapter.trainer_base import AdapterTrainerBase
 from vllm_kangaroo.training.exits import exit_loss
 from vllm_kangaroo.training.run.arithmetic import has_bfloat16
@@ -48,7 +49,11 @@ class AnswerTrainer(AdapterTrainerBase):
         self.draft_vocab: Tensor | None = None
         self.head: Head = target.logits
         if options.draft_vocab is not None:
-            self.draft_vocab = data.frequent(options.draft_vocab, target.config.vocab_size)
+            if options.start_from is None:
+                self.draft_vocab = data.frequent(options.draft_vocab, target.config.vocab_size)
+            else:
+                self.draft_vocab = earlier_adapter(options.start_from, options).draft_vocab
+            assert self.draft_vocab is not None
             self.head = target.logits_of(self.draft_vocab)
         best_by = "expected_acceptance" if options.targets == "model" else "top1_agreement"
         super().__init__(target, steps, options, best_by, self.draft_vocab)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vllm_kangaroo.adapters.checkpoint import load_adapter
 from vllm_kangaroo.adapters.reference import KangarooAdapter
-from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
+from vllm_kangaroo.training.adapter.adapter_options import MODEL_TYPES, AdapterTrainingOptions
 from vllm_kangaroo.training.run.sharding import gathered
 from vllm_kangaroo.training.run.target import Target, TargetError
+
+MODEL_KINDS = {model_type: kind for kind, model_type in MODEL_TYPES.items()}
 
 
 @dataclass
@@ -35,7 +39,11 @@ class Trainee:
     ) -> None:
         self.exit_layer = exit_layer
         self.clip = options.clip
-        adapter = start_adapter(target, exit_layer, options, draft_vocab)
+        if options.start_from is None:
+            adapter = start_adapter(target, exit_layer, options, draft_vocab)
+        else:
+            adapter = earlier_adapter(options.start_from, options)
+            _check_meets(adapter, target, options.start_from)
         self.adapter = adapter.to(options.device)
         self.best = Best()
         parameters = list(self.adapter.parameters())
@@ -85,6 +93,44 @@ class Trainee:
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = Best(**state["best"])
+
+
+def earlier_adapter(directory: Path, options: AdapterTrainingOptions) -> KangarooAdapter:
+    """An adapter that was trained before, in float32.
+
+    Raises:
+        AdapterError: see `load_adapter`.
+        TargetError: it is not what the options say.
+    """
+    adapter = load_adapter(directory, torch.float32)
+    found = adapter.config
+    for flag, theirs, wanted in (
+        ("--kind", MODEL_KINDS[found.model_type], options.kind),
+        ("--exit-layer", found.exit_layer, options.exit_layer[0]),
+        ("--draft-vocab", found.draft_vocab_size, options.draft_vocab),
+    ):
+        if theirs != wanted:
+            raise TargetError(
+                f"--start-from '{directory}' was trained with {flag} {theirs}, this run has {wanted}; give the "
+                "same, or leave --start-from out"
+            )
+    return adapter
+
+
+def _check_meets(adapter: KangarooAdapter, target: Target, directory: Path) -> None:
+    config = adapter.config
+    ours = target.adapter_config(
+        config.exit_layer,
+        config.torch_dtype,
+        {},
+        config.model_type,
+        config.draft_vocab_size,
+    )
+    if ours.target.norm_fingerprint != config.target.norm_fingerprint or ours.shape != config.shape:
+        raise TargetError(
+            f"--start-from '{directory}' was trained for other weights than those of --model '{target.name}'; "
+            "leave --start-from out"
+        )
 
 
 def start_adapter(
