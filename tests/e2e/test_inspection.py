@@ -124,3 +124,25 @@ def test_a_table_and_a_bandit_choose_lengths_and_change_no_token(ours: Engine) -
     assert ours.proposer.lengths is learning, "what was learnt is lost"
     Inspection.set_draft_lengths(worker, 4, 2)
     assert ours.proposer.lengths is None
+
+
+def test_drafts_are_accepted_by_chance_when_asked_for(ours: Engine) -> None:
+    worker: Any = SimpleNamespace(model_runner=ours.runner)
+    options: dict[str, Any] = {"max_tokens": 48, "ignore_eos": True}
+    expected = tokens_of(ours.generate(PROMPTS, **options))
+
+    def steps(rate: float | None) -> tuple[int, bool]:
+        Inspection.accept_by_chance(worker, rate)
+        ours.flush()
+        ours.proposer.record = record = DraftRecord()
+        same = tokens_of(ours.generate(PROMPTS, **options)) == expected
+        ours.proposer.record = None
+        return sum(len(own) for own in record.rounds.values()), same
+
+    none, some, every = steps(0.0), steps(0.5), steps(1.0)
+    assert none[1], "what is not accepted is the model's own choice"
+    assert not every[1], "the model judged"
+    # A step brings one token; or 1 + 1/2 + 1/4 + 1/8 + 1/16; or five.
+    assert none[0] > 1.5 * some[0] > 2.2 * every[0] > 0
+    assert none[0] == pytest.approx(5 * every[0], rel=0.2)
+    assert steps(None)[1], "it goes on after it was to end"

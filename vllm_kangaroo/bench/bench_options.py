@@ -64,6 +64,12 @@ class GoodputBenchOptions(RunOptions):
         description="Request rates, in what vLLM alone can serve; may be repeated. 0 runs none.",
     )
     requests: int = Field(default=48, ge=1, description="Requests of each rate; greedy.")
+    synthetic_acceptance: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="Accept each draft with this probability, whatever it is: real costs at an acceptance of choice.",
+    )
     speculative_config: str = Field(
         default='{"method": "kangaroo"}', description="As vLLM takes it, in JSON, without goodput."
     )

@@ -72,7 +72,9 @@ def measure_goodput(
         with telling(console, "starting three engines"):
             plain = stack.enter_context(engine(settings))
             drafting = stack.enter_context(engine(settings, fixed, INSPECTION))
-            weighing = stack.enter_context(engine(settings, controlled))
+            weighing = stack.enter_context(engine(settings, controlled, INSPECTION))
+        for each in (drafting, weighing):
+            each.collective_rpc("accept_by_chance", args=(options.synthetic_acceptance,))
         setup = run_setup(settings, plain, 0, options.max_tokens, options.temperature)
         chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
         per_round = _per_round(config, max(lengths))
@@ -87,6 +89,7 @@ def measure_goodput(
         found = GoodputBench(
             setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
             speculative_config=without_paths(controlled),
+            synthetic_acceptance=options.synthetic_acceptance,
             loads=[],
             provenance=of_measurement(device()),
         )

@@ -86,6 +86,8 @@ class GoodputBench(BaseModel):
 
     setup: RunSetup
     speculative_config: dict[str, Any]
+    synthetic_acceptance: float | None = None
+    """Of each draft, whatever it was; None if the model judged."""
     loads: list[LoadResult]
     table: list[tuple[int, int, int]] = Field(default_factory=list)
     """vLLM's ``num_speculative_tokens_per_batch_size``, tuned on the loads."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli import main as cli
+from vllm_kangaroo.training.answers import answer_prompts
 from vllm_kangaroo.training.answers.shards import FINAL, INDEX_FILE, ShardError, exit_key, shards
 
 pytestmark = pytest.mark.slow
@@ -28,6 +29,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
         *(sys.executable, "-m", "vllm_kangaroo.cli", "train", "answers"),
         *("--model", tiny_model(), "--data", str(data), "--out", str(out)),
         *("--exit-layer", "1", "--exit-layer", "3", "--max-tokens", "24", "--batch-size", "32"),
+        *("--dtype", "float32"),
         *more,
     ]
 
@@ -98,6 +100,13 @@ def test_a_finished_run_and_another_run(data: Path, out: Path) -> None:
     assert f"{PROMPTS} of {PROMPTS} prompts answered" in again.stdout
     other = CliRunner().invoke(cli.app, command(data, out, "--seed", "5")[3:])
     assert other.exit_code == 2 and "seed=0, this run has 5" in other.stderr
+
+
+def test_the_dtype_is_what_the_device_multiplies_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(answer_prompts, "has_bfloat16", lambda device, native=native: native)
+        assert answer_prompts.served_dtype("auto") == expected
+        assert answer_prompts.served_dtype("float32") == "float32"
 
 
 def test_directories_that_hold_no_answers(tmp_path: Path) -> None:

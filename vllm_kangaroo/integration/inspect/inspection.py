@@ -78,6 +78,25 @@ class Inspection:
         """The same by one of these lengths, drawn for each step."""
         self.model_runner.drafter.lengths = RandomLengths(lengths)
 
+    def accept_by_chance(self, rate: float | None) -> None:
+        """Accept drafts with this probability from the next step on, whatever they are; None judges them again.
+
+        Raises:
+            OptionError: on vLLM's V2 runner, which has ``rejection_sample_method="synthetic"``.
+        """
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+        from vllm_kangaroo.integration.inspect.synthetic_acceptance import SyntheticAcceptance
+
+        runner = self.model_runner
+        if not isinstance(runner, GPUModelRunner):
+            raise OptionError(
+                "Drafts are accepted by chance on vLLM's V1 model runner only: set VLLM_USE_V2_MODEL_RUNNER=0."
+            )
+        vars(runner).pop("_sample", None)
+        if rate is not None:
+            runner._sample = SyntheticAcceptance(runner, rate)
+
     def step_costs(self, kv_tokens: int, most: int) -> dict[str, Any]:
         """What goodput control has learnt of the costs of one request's steps, as :class:`StepCosts` has it.
 

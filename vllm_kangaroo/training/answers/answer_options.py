@@ -35,8 +35,9 @@ class AnswerOptions(DataOptions):
         default=None, ge=1, description="stop once so many tokens of answers are there"
     )
     batch_size: int = Field(default=64, ge=1, description="requests that vLLM serves at a time")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        default="float32", description="of the model; float32 is faster on CPUs without bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="of the model; auto is bfloat16 where the device multiplies in it, else float32",
     )
     seed: int = Field(default=0, ge=0, description="order of the prompts, and the samples")
 
@@ -49,5 +50,5 @@ class AnswerOptions(DataOptions):
     def identity(self) -> dict[str, Any]:
         """What fixes the answers: a run with other values is another run."""
         return self.model_dump(
-            mode="json", exclude={"out", "answer_tokens", "batch_size", "sampled_share"}
+            mode="json", exclude={"out", "answer_tokens", "batch_size", "sampled_share", "dtype"}
         )

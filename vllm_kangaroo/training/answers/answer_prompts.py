@@ -14,6 +14,7 @@ from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.answers.shards import Answer, ShardError
 from vllm_kangaroo.training.data.drawn_prompts import draw_prompts
+from vllm_kangaroo.training.run.arithmetic import has_bfloat16
 
 ANSWERS_A_SHARD = 64
 
@@ -35,7 +36,8 @@ def answer_prompts(options: AnswerOptions, console: Console) -> int:
             f"--max-prompt-tokens {options.max_prompt_tokens} leaves none of the {len(prompts)} prompts; "
             "give a larger one"
         )
-    identity = {**options.identity(), "files": data_files(options.data)}
+    dtype = served_dtype(options.dtype)
+    identity = {**options.identity(), "dtype": dtype, "files": data_files(options.data)}
     shards.begin(options.out, identity)
     done, tokens = set[int](), 0
     for shard in shards.shards(options.out):
@@ -51,7 +53,7 @@ def answer_prompts(options: AnswerOptions, console: Console) -> int:
     engine = StateEngine(
         options.model,
         (0, *options.exit_layer),
-        dtype=options.dtype,
+        dtype=dtype,
         batch_size=options.batch_size,
         max_prompt_tokens=options.max_prompt_tokens,
         max_tokens=options.max_tokens,
@@ -95,3 +97,12 @@ def answer_prompts(options: AnswerOptions, console: Console) -> int:
             shards.write(options.out, finished)
         engine.close()
     return tokens
+
+
+def served_dtype(asked: str) -> str:
+    """The dtype itself, in place of ``auto``."""
+    if asked != "auto":
+        return asked
+    from vllm_kangaroo.integration.inspect.device import is_cuda
+
+    return "bfloat16" if has_bfloat16("cuda" if is_cuda() else "cpu") else "float32"

@@ -20,15 +20,15 @@ class DataOptions(BaseModel):
     )
     out: Path = Field(description="directory to write to")
     batch_size: int = Field(default=8, ge=1, description="windows a step")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="of products, and as stored"
-    )
     seed: int = Field(default=0, ge=0, description="order of data, and all that is drawn")
 
 
 class TrainingOptions(DataOptions):
     """Of a training run over windows of data."""
 
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="of products, and as stored"
+    )
     held_out: tuple[Path, ...] = Field(
         default=(), description="files to measure on, one figure each, beside a split of the data"
     )
