@@ -26,5 +26,5 @@ class NgramOptions(BaseModel):
         default=0.15, ge=0, lt=1, description="leave out what is less likely than this"
     )
     contexts: int = Field(
-        default=65536, ge=1, le=2**22, description="most contexts, those that help the most often"
+        default=2**18, ge=1, le=2**22, description="most contexts, those that help the most often"
     )
