@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vllm_kangaroo import environment
 from vllm_kangaroo.bench.engines import EngineSettings, engine
 from vllm_kangaroo.bench.prompts import DEMO_PROMPTS, encode, load_prompts
 from vllm_kangaroo.demo import smollm2
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=16.0, help="of a phase")
     parser.add_argument("--phases", type=int, default=8)
     options = parser.parse_args()
+    environment.apply()
     model, counts = served(options.model), options.requests or [1]
     settings = EngineSettings(
         model=model, dtype=options.dtype, eager=options.eager, max_num_seqs=max(counts), engines=1
