@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.cli import main as cli
+from vllm_kangaroo.integration.config import arithmetic
 from vllm_kangaroo.training.answers import answer_prompts
 from vllm_kangaroo.training.answers.shards import FINAL, INDEX_FILE, ShardError, exit_key, shards
 
@@ -103,8 +104,8 @@ def test_a_finished_run_and_another_run(data: Path, out: Path) -> None:
 
 
 def test_the_dtype_is_what_the_device_multiplies_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for native, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(answer_prompts, "has_bfloat16", lambda device, native=native: native)
+    for lacking, expected in ((False, "bfloat16"), (True, "float32")):
+        monkeypatch.setattr(arithmetic, "lacks", lambda dtype, lacking=lacking: lacking)
         assert answer_prompts.served_dtype("auto") == expected
         assert answer_prompts.served_dtype("float32") == "float32"
 

@@ -14,7 +14,6 @@ from vllm_kangaroo.training.answers import shards
 from vllm_kangaroo.training.answers.answer_options import AnswerOptions
 from vllm_kangaroo.training.answers.shards import Answer, ShardError
 from vllm_kangaroo.training.data.drawn_prompts import draw_prompts
-from vllm_kangaroo.training.run.arithmetic import has_bfloat16
 
 ANSWERS_A_SHARD = 64
 
@@ -103,6 +102,6 @@ def served_dtype(asked: str) -> str:
     """The dtype itself, in place of ``auto``."""
     if asked != "auto":
         return asked
-    from vllm_kangaroo.integration.inspect.device import is_cuda
+    from vllm_kangaroo.integration.config.arithmetic import suited_dtype
 
-    return "bfloat16" if has_bfloat16("cuda" if is_cuda() else "cpu") else "float32"
+    return suited_dtype()
