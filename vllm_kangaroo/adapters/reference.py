@@ -80,7 +80,7 @@ class KangarooAdapter(nn.Module):
             memory: for each position the final normed state of the position that was verified last
                 when it drafted, ``[B, T, N]``; of adapters with a memory only, and zeros when None.
             wanted: the positions whose outputs are asked for, bool ``[B, T]``; all when None. The others
-                cost their keys and values only.
+                are attended to, and have no feed-forward part computed.
 
         Returns:
             ``RMSNorm_out(f')``, ``[B, T, N]``, or ``[M, N]`` of the M that are wanted.

@@ -73,8 +73,9 @@ def measure_goodput(
             plain = stack.enter_context(engine(settings))
             drafting = stack.enter_context(engine(settings, fixed, INSPECTION))
             weighing = stack.enter_context(engine(settings, controlled, INSPECTION))
-        for each in (drafting, weighing):
-            each.collective_rpc("accept_by_chance", args=(options.synthetic_acceptance,))
+        if options.synthetic_acceptance is not None:
+            for each in (drafting, weighing):
+                each.collective_rpc("accept_by_chance", args=(options.synthetic_acceptance,))
         setup = run_setup(settings, plain, 0, options.max_tokens, options.temperature)
         chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
         per_round = _per_round(config, max(lengths))

@@ -7,7 +7,6 @@ pass; with "text" the token that follows in the text, which takes the layers up 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -92,13 +91,6 @@ class AdapterTrainer(AdapterTrainerBase):
     @staticmethod
     def _at(states: Tensor, counted: Tensor) -> Tensor:
         return states[counted.to(states.device)]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            torch.device(self.options.device).type,
-            torch.bfloat16,
-            enabled=self.options.dtype == "bfloat16",
-        )
 
     @torch.no_grad()
     def measure(self, windows: Windows, bare: bool = False) -> Figures:

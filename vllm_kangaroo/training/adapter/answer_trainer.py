@@ -6,7 +6,7 @@ Deep states of the last verified position reach the drafts of a round as they do
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,12 +144,8 @@ class AnswerTrainer(AdapterTrainerBase):
         return figures, tried
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        device = self.options.device
-        return torch.autocast(
-            torch.device(device).type,
-            torch.bfloat16,
-            enabled=self.options.dtype == "bfloat16" and has_bfloat16(device),
-        )
+        # Of the target only the head is run, so that nothing has to be in its dtype where that is the slower one.
+        return super()._autocast() if has_bfloat16(self.options.device) else nullcontext()
 
     def _compare(self, drafter: Tensor, wanted: Tensor) -> tuple[float, float, Tensor, Tensor]:
         """Sums of loss and acceptance; of each draft its confidence and whether it is the likeliest token."""

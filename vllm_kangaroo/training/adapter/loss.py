@@ -48,7 +48,7 @@ def soft_cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """Its gradient is the difference of the distributions: a third of the passes over ``[M, V]`` that autograd makes."""
+    """Its gradient is the difference of the distributions, for fewer passes over ``[M, V]`` than autograd makes."""
 
     @staticmethod
     def forward(context: Any, logits: Tensor, wanted: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vllm_kangaroo.training.adapter.adapter_options import AdapterTrainingOptions
@@ -58,6 +60,14 @@ class AdapterTrainerBase(Trainer):
     def schedule(self, step: int) -> dict[str, float]:
         """See `Trainer.schedule`."""
         return {"learning_rate": self.learning_rate(step)}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Products in bfloat16 if the options say so."""
+        return torch.autocast(
+            torch.device(self.options.device).type,
+            torch.bfloat16,
+            enabled=self.options.dtype == "bfloat16",
+        )
 
     def keep_best(self, figures: Figures) -> None:
         """Let each adapter remember its weights if these figures are its best so far."""
