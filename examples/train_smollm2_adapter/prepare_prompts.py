@@ -2,7 +2,9 @@
 
 Usage: ``python prepare_prompts.py DATA OUT``. DATA holds the folders of ``examples/train_demo_adapter`` (its README says what
 each is and where it is published); OUT receives ``prompts.jsonl`` and ``prompts_held_out.jsonl``: conversations that end with
-a user's turn. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out.
+a user's turn, and ``long_prompts.jsonl`` and ``long_prompts_held_out.jsonl``: passages of up to four times the length that are
+asked about. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out, and a passage
+of a held-out prompt stands in no long one.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ PREPARE = Path(__file__).parents[1] / "train_demo_adapter" / "prepare.py"
 HOLD_OUT_EVERY = 50
 PASSAGE = 600
 """Characters of a passage that is asked about."""
+LONG = (1200, 3600)
+"""Fewest and most characters of a long one: neighbouring passages joined."""
 
 SUMMARISE = (
     "Summarize: {}",
@@ -86,6 +90,30 @@ def prompts(data: Path, seed: int) -> list[Row]:
     return found
 
 
+def long_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
+    """Long passages asked about, in an order drawn from ``seed``; none of them holds one of the ``held_out`` prompts."""
+    prepare, rng = readers(), random.Random(seed)
+    messages: list[Any] = [row["messages"] for row in held_out]
+    apart = "\n".join(each[-1]["content"] for each in messages)
+    found: list[Row] = []
+    for folder, read, forms in (
+        (data / "wiki", prepare.encyclopedia, SUMMARISE),
+        (data / "wiki", prepare.encyclopedia, EXPLAIN),
+        (data / "books", prepare.novels, SUMMARISE),
+        (data / "books", prepare.novels, TELL),
+    ):
+        texts = [str(row["text"]) for row in read(folder) if row]
+        texts = [text for text in texts if text[:PASSAGE] not in apart]
+        while texts:
+            wanted, passage = rng.randint(*LONG), ""
+            while texts and len(passage) < wanted:
+                passage += f"{texts.pop(0)} "
+            content = rng.choice(forms).format(passage[:wanted].strip())
+            found.append({"messages": [{"role": "user", "content": content}]})
+    rng.shuffle(found)
+    return found
+
+
 def main(
     data: Annotated[Path, typer.Argument(help="directory of the raw data folders")],
     out: Annotated[Path, typer.Argument(help="directory to write")],
@@ -95,10 +123,12 @@ def main(
     rows = prompts(data, seed)
     write = readers().write
     out.mkdir(parents=True, exist_ok=True)
-    kept = [row for at, row in enumerate(rows) if at % HOLD_OUT_EVERY]
-    write(out / "prompts.jsonl", kept)
-    write(out / "prompts_held_out.jsonl", rows[::HOLD_OUT_EVERY])
-    Console().print(f"{len(kept)} prompts, {len(rows) - len(kept)} held out")
+    long_rows = long_prompts(data, seed, rows[::HOLD_OUT_EVERY])
+    for name, each in (("prompts", rows), ("long_prompts", long_rows)):
+        kept = [row for at, row in enumerate(each) if at % HOLD_OUT_EVERY]
+        write(out / f"{name}.jsonl", kept)
+        write(out / f"{name}_held_out.jsonl", each[::HOLD_OUT_EVERY])
+        Console().print(f"{name}: {len(kept)}, and {len(each) - len(kept)} held out")
 
 
 if __name__ == "__main__":

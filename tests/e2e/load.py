@@ -129,7 +129,8 @@ class Load:
 
     async def run(self) -> None:
         """Ask everything unloaded, then load the server for :attr:`seconds`."""
-        limits = httpx.Limits(max_connections=2 * self.clients + 8)
+        # vLLM closes a connection that was idle for 5 s, httpx's own limit: both at once lose the request.
+        limits = httpx.Limits(max_connections=2 * self.clients + 8, keepalive_expiry=2)
         async with httpx.AsyncClient(
             base_url=f"{self.url}/v1/", timeout=900, limits=limits
         ) as http:

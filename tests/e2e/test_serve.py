@@ -436,7 +436,11 @@ def crowd(server: Server) -> tuple[Load, float]:
     accepted = "vllm:spec_decode_num_accepted_tokens_total"
     before = server.metrics().get(accepted, 0.0)
     load = Load(server.url, MODEL_LENGTH, clients=64, seconds=10)
-    asyncio.run(load.run())
+    try:
+        asyncio.run(load.run())
+    except httpx.TransportError as lost:
+        lost.add_note(f"exit status {server.process.poll()}; {server.log.read_text()[-2000:]}")
+        raise
     return load, server.metrics()[accepted] - before
 
 
