@@ -147,7 +147,10 @@ def server(
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    # As load.py: no connection is used again at the moment at which the server closes it.
+    http = openai.DefaultHttpxClient(limits=httpx.Limits(keepalive_expiry=2))
+    url = f"{server.url}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120, http_client=http)
 
 
 def complete(client: openai.OpenAI, prompt: str, **options: Any) -> Any:
