@@ -61,16 +61,18 @@ def conversations(
     return [row for row in cut if row]
 
 
+def question(passage: str, forms: Sequence[str], rng: random.Random) -> Row:
+    """A passage or task put to the model in one of some forms."""
+    return {"messages": [{"role": "user", "content": rng.choice(forms).format(passage)}]}
+
+
 def asked(
     folder: Path, read: Read, most: int, forms: Sequence[str], rng: random.Random
 ) -> list[Row]:
     """Passages and tasks put to the model."""
     texts = [str(row["text"]) for row in read(folder) if row]
     rng.shuffle(texts)
-    return [
-        {"messages": [{"role": "user", "content": rng.choice(forms).format(text[:PASSAGE])}]}
-        for text in texts[:most]
-    ]
+    return [question(text[:PASSAGE], forms, rng) for text in texts[:most]]
 
 
 def prompts(data: Path, seed: int) -> list[Row]:
@@ -91,7 +93,7 @@ def prompts(data: Path, seed: int) -> list[Row]:
 
 
 def long_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
-    """Long passages asked about, in an order drawn from ``seed``; none of them holds one of the ``held_out`` prompts."""
+    """Long passages asked about, in an order drawn from ``seed``; none of them holds the passage of a ``held_out`` prompt."""
     prepare, rng = readers(), random.Random(seed)
     messages: list[Any] = [row["messages"] for row in held_out]
     apart = "\n".join(each[-1]["content"] for each in messages)
@@ -108,8 +110,7 @@ def long_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
             wanted, passage = rng.randint(*LONG), ""
             while texts and len(passage) < wanted:
                 passage += f"{texts.pop(0)} "
-            content = rng.choice(forms).format(passage[:wanted].strip())
-            found.append({"messages": [{"role": "user", "content": content}]})
+            found.append(question(passage[:wanted].strip(), forms, rng))
     rng.shuffle(found)
     return found
 

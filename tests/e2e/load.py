@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from tests.e2e.prompts import PROMPTS, STORY, encode
-from tests.e2e.serving import Server
+from tests.e2e.serving import IDLE_S, Server
 
 TURNS = 4
 """Of a conversation, each of which has all before it as a prefix."""
@@ -129,8 +129,7 @@ class Load:
 
     async def run(self) -> None:
         """Ask everything unloaded, then load the server for :attr:`seconds`."""
-        # vLLM closes a connection that was idle for 5 s, httpx's own limit: both at once lose the request.
-        limits = httpx.Limits(max_connections=2 * self.clients + 8, keepalive_expiry=2)
+        limits = httpx.Limits(max_connections=2 * self.clients + 8, keepalive_expiry=IDLE_S)
         async with httpx.AsyncClient(
             base_url=f"{self.url}/v1/", timeout=900, limits=limits
         ) as http:

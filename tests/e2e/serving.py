@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 
 START_S = 600.0
+IDLE_S = 2.0
+"""After which a client ends a connection: vLLM does after 5 s, as httpx would, and both at once lose the request."""
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = str(Path(sys.executable).parent / "vllm")
 OURS = str(Path(sys.executable).parent / "vllm-kangaroo")

@@ -27,6 +27,7 @@ from tests.e2e import dashboard, parsed
 from tests.e2e.load import Load, at_rest
 from tests.e2e.prompts import PROMPTS
 from tests.e2e.serving import (
+    IDLE_S,
     OURS,
     Server,
     environment,
@@ -147,8 +148,7 @@ def server(
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> openai.OpenAI:
-    # As load.py: no connection is used again at the moment at which the server closes it.
-    http = openai.DefaultHttpxClient(limits=httpx.Limits(keepalive_expiry=2))
+    http = openai.DefaultHttpxClient(limits=httpx.Limits(keepalive_expiry=IDLE_S))
     url = f"{server.url}/v1"
     return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120, http_client=http)
 
