@@ -2,8 +2,8 @@
 
 Usage: ``python prepare_prompts.py DATA OUT``. DATA holds the folders of ``examples/train_demo_adapter`` (its README says what
 each is and where it is published); OUT receives ``prompts.jsonl`` and ``prompts_held_out.jsonl``: conversations that end with
-a user's turn, and ``long_prompts.jsonl`` and ``long_prompts_held_out.jsonl``: passages of up to four times the length that are
-asked about. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out, and a passage
+a user's turn, ``long_prompts.jsonl`` and ``long_prompts_held_out.jsonl``: passages of up to four times the length that are
+asked about, and ``wording_prompts.jsonl`` and ``wording_prompts_held_out.jsonl``: sentences to translate, correct or put in other words. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out, and a passage
 of a held-out prompt stands in no long one.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ PASSAGE = 600
 """Characters of a passage that is asked about."""
 LONG = (1200, 3600)
 """Fewest and most characters of a long one: neighbouring passages joined."""
+SENTENCES = (60, 400)
+"""Fewest and most characters of what is put in other words: whole sentences."""
 
 SUMMARISE = (
     "Summarize: {}",
@@ -37,6 +40,17 @@ EXPLAIN = (
 )
 TELL = ("{}\n\nWhat happens in this part of the story?", "Continue the story: {}")
 PROGRAM = ("{}", "Python: {}")
+WORD = (
+    "Translate English to German: {}",
+    "Translate English to French: {}",
+    "Translate the following text into Spanish.\n\n{}",
+    "Translate to Italian: {}",
+    "Correct the grammar of this text: {}",
+    "Rewrite the following in simpler words: {}",
+    "Paraphrase: {}",
+    "Repeat this text word for word.\n\n{}",
+)
+"""What is asked of sentences; the first half in other languages, where much of the sentence comes back as it was."""
 
 Row = dict[str, object]
 Read = Callable[[Path], Iterator[Row | None]]
@@ -92,11 +106,16 @@ def prompts(data: Path, seed: int) -> list[Row]:
     return found
 
 
+def quoted(rows: Sequence[Row]) -> str:
+    """The last turns of ``rows``, one below the other."""
+    messages: list[Any] = [row["messages"] for row in rows]
+    return "\n".join(each[-1]["content"] for each in messages)
+
+
 def long_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
     """Long passages asked about, in an order drawn from ``seed``; none of them holds the passage of a ``held_out`` prompt."""
     prepare, rng = readers(), random.Random(seed)
-    messages: list[Any] = [row["messages"] for row in held_out]
-    apart = "\n".join(each[-1]["content"] for each in messages)
+    apart = quoted(held_out)
     found: list[Row] = []
     for folder, read, forms in (
         (data / "wiki", prepare.encyclopedia, SUMMARISE),
@@ -115,6 +134,35 @@ def long_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
     return found
 
 
+def whole_sentences(passage: str, rng: random.Random) -> str:
+    """Neighbouring whole sentences from within ``passage``; empty if none are as long as wanted."""
+    fewest, most = SENTENCES
+    wanted, found = rng.randint(fewest, most), ""
+    for sentence in re.split(r"(?<=[.!?])\s+", " ".join(passage.split()))[1:-1]:
+        if len(found) >= fewest and len(found) + len(sentence) > wanted:
+            break
+        found = f"{found} {sentence}".strip()
+    return found if fewest <= len(found) <= most else ""
+
+
+def wording_prompts(data: Path, seed: int, held_out: Sequence[Row]) -> list[Row]:
+    """Sentences to be put in other words, one prompt a passage, in an order drawn from ``seed``; none stand in a ``held_out`` prompt."""
+    prepare, rng = readers(), random.Random(seed)
+    apart = " ".join(quoted(held_out).split())
+    found: list[Row] = []
+    for folder, read in (
+        (data / "wiki", prepare.encyclopedia),
+        (data / "books", prepare.novels),
+        (data / "books-extra", prepare.novels),
+    ):
+        for row in read(folder):
+            sentences = whole_sentences(str(row["text"]), rng) if row else ""
+            if sentences and sentences not in apart:
+                found.append(question(sentences, WORD, rng))
+    rng.shuffle(found)
+    return found
+
+
 def main(
     data: Annotated[Path, typer.Argument(help="directory of the raw data folders")],
     out: Annotated[Path, typer.Argument(help="directory to write")],
@@ -124,8 +172,14 @@ def main(
     rows = prompts(data, seed)
     write = readers().write
     out.mkdir(parents=True, exist_ok=True)
-    long_rows = long_prompts(data, seed, rows[::HOLD_OUT_EVERY])
-    for name, each in (("prompts", rows), ("long_prompts", long_rows)):
+    apart = rows[::HOLD_OUT_EVERY]
+    long_rows = long_prompts(data, seed, apart)
+    wording_rows = wording_prompts(data, seed, apart)
+    for name, each in (
+        ("prompts", rows),
+        ("long_prompts", long_rows),
+        ("wording_prompts", wording_rows),
+    ):
         kept = [row for at, row in enumerate(each) if at % HOLD_OUT_EVERY]
         write(out / f"{name}.jsonl", kept)
         write(out / f"{name}_held_out.jsonl", each[::HOLD_OUT_EVERY])

@@ -68,9 +68,12 @@ def test_answers_end_and_drafting_changes_none(model: str, engines: Engines) -> 
     assert "Paris" in plain[0].outputs[0].text
     assert plain[0].outputs[0].finish_reason == "stop"
     assert plain[0].outputs[0].token_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    config = {"method": "kangaroo", **smollm2.drafting()["kangaroo"]}
-    drafting = engines.get(speculative_config=config, model=model, **SHAPE)
-    with drafting.drafting() as gain:
-        outputs = drafting.generate(prompts, max_tokens=64)
-    assert tokens_of(outputs) == tokens_of(plain)
-    assert gain.totals.accepted > 0.2 * gain.totals.drafted, "the adapter does not fit the model"
+    shipped = {"method": "kangaroo", **smollm2.drafting()["kangaroo"]}
+    always: dict[str, Any] = {"lookup": False, "goodput": False, "confidence_threshold": 0.5}
+    for config in (shipped, shipped | always):
+        drafting = engines.get(speculative_config=config, model=model, **SHAPE)
+        with drafting.drafting() as gain:
+            outputs = drafting.generate(prompts, max_tokens=64)
+        assert tokens_of(outputs) == tokens_of(plain)
+    # Under control how much is drafted is up to the machine; by the threshold alone it is not.
+    assert gain.totals.accepted > 0.25 * gain.totals.drafted > 0, "the adapter does not fit the model"
