@@ -76,4 +76,6 @@ def test_answers_end_and_drafting_changes_none(model: str, engines: Engines) -> 
             outputs = drafting.generate(prompts, max_tokens=64)
         assert tokens_of(outputs) == tokens_of(plain)
     # Under control how much is drafted is up to the machine; by the threshold alone it is not.
-    assert gain.totals.accepted > 0.25 * gain.totals.drafted > 0, "the adapter does not fit the model"
+    assert gain.totals.accepted > 0.25 * gain.totals.drafted > 0, (
+        "the adapter does not fit the model"
+    )
