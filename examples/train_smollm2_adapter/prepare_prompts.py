@@ -3,8 +3,9 @@
 Usage: ``python prepare_prompts.py DATA OUT``. DATA holds the folders of ``examples/train_demo_adapter`` (its README says what
 each is and where it is published); OUT receives ``prompts.jsonl`` and ``prompts_held_out.jsonl``: conversations that end with
 a user's turn, ``long_prompts.jsonl`` and ``long_prompts_held_out.jsonl``: passages of up to four times the length that are
-asked about, and ``wording_prompts.jsonl`` and ``wording_prompts_held_out.jsonl``: sentences to translate, correct or put in other words. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out, and a passage
-of a held-out prompt stands in no long one.
+asked about, and ``wording_prompts.jsonl`` and ``wording_prompts_held_out.jsonl``: sentences to translate, correct or put in
+other words. No prompt of Spec-Bench and no Natural Questions are among them. Every fiftieth prompt is held out, and what one
+of ``prompts_held_out.jsonl`` quotes is asked about in neither of the others.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ WORD = (
     "Paraphrase: {}",
     "Repeat this text word for word.\n\n{}",
 )
-"""What is asked of sentences; the first half in other languages, where much of the sentence comes back as it was."""
+"""What is asked of sentences; the first half in other languages."""
 
 Row = dict[str, object]
 Read = Callable[[Path], Iterator[Row | None]]
