@@ -118,7 +118,7 @@ class GoodputController:
         drafting = sum(each[0] for each in (*seen.drafts, *seen.checks))
         drafting += seen.around[0] if seen.around is not None else 0.0
         self.stats.timed(seconds, predicted, tokens, drafting)
-        self.probes.earn(seconds + drafting, drafted=drafted)
+        self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
 
     def open(self, slot: int) -> None:
         """A request begins, under a number that may have been another's."""

@@ -17,8 +17,12 @@ from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
 
 EACH = 2e-4
 """Seconds that an engine may take for a token or a request beside a timed pass, about: bookkeeping, whatever the model."""
+EACH_AROUND = 4e-5
+"""The same of a request that drafts, beside the passes of a round."""
 BESIDE = 4e-3
 """The same of a step, whatever it runs over."""
+CUT = 5e-4
+"""The same of a step that verifies drafts, beside one over as many tokens that does not."""
 EACH_KV = 1e-6
 """The same of a position that is attended to."""
 
@@ -96,10 +100,12 @@ class PassCost:
         found += fixed + kv * kv_tokens
         return found
 
-    def observe(self, seconds: float, tokens: float, kv_tokens: float, *others: float) -> None:
-        """A pass took so long."""
+    def observe(
+        self, seconds: float, tokens: float, kv_tokens: float, *others: float, rare: bool = False
+    ) -> None:
+        """A pass took so long; see :meth:`LeastSquares.observe`."""
         features = (1.0, self._curve(tokens), tokens, kv_tokens, *others)
-        self.fit.observe(np.array(features, dtype=np.float64), seconds)
+        self.fit.observe(np.array(features, dtype=np.float64), seconds, rare=rare)
 
 
 class CostModel:
@@ -108,7 +114,9 @@ class CostModel:
     def __init__(self, profile: CostProfile) -> None:
         timed = profile.timed
         unit = profile.verify.seconds[0]
-        others = (EACH, EACH, 0.1 * unit)
+        others = (EACH, EACH, max(0.1 * unit, CUT))
+        self._drafted = False
+        """Whether there were drafts in the newest step."""
         self._verify = PassCost(
             profile.verify, timed=timed, around=2.0, beside=BESIDE, others=others
         )
@@ -117,7 +125,7 @@ class CostModel:
         self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
         # What is left of a round beside its passes is known no better than a pass is.
         self._overhead = LeastSquares(
-            (0.05 * unit, 0.0), (0.2 * unit, EACH), least=draft.seconds[0]
+            (0.05 * unit, 0.0), (0.2 * unit, EACH_AROUND), least=draft.seconds[0]
         )
 
     def verify(self, load: Load, tokens: int, *, drafted: bool) -> float:
@@ -160,7 +168,8 @@ class CostModel:
         """A step besides drafting took so long."""
         every = tokens + load.prompt_tokens
         rest = (float(load.requests), float(load.prompt_tokens), float(drafted))
-        self._verify.observe(seconds, every, load.kv_tokens, *rest)
+        rare, self._drafted = drafted != self._drafted, drafted
+        self._verify.observe(seconds, every, load.kv_tokens, *rest, rare=rare)
 
     def observe_draft(self, seconds: float, requests: float, kv_tokens: float) -> None:
         """A draft pass took so long."""

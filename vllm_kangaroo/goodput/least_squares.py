@@ -24,11 +24,13 @@ class LeastSquares:
     Args:
         prior: coefficients before anything is observed.
         spread: how far each may be off, a standard deviation.
-        forgetting: what is left of an observation's weight after each further one.
+        forgetting: what is left of an observation's weight after each further one that is like it, whose features are in
+            proportion to its own. Of one unlike it :attr:`UNLIKE` is left: what is seldom done must stay known meanwhile.
         noise: relative standard deviation of an observation.
         least: value below which it is that of this one: what is next to nothing need not be known to a hundredth.
     """
 
+    UNLIKE = 0.995
     OUTLIER = 3.0
     """Times the expected value."""
     STAYING = 4
@@ -77,10 +79,15 @@ class LeastSquares:
         """The expected value at ``[n]`` features."""
         return float(features @ self.values)
 
-    def observe(self, features: Floats, value: float) -> None:
-        """Take in one value at ``[n]`` features."""
+    def observe(self, features: Floats, value: float, *, rare: bool = False) -> None:
+        """Take in one value at ``[n]`` features.
+
+        Args:
+            rare: whether it is of a kind that seldom comes, so that it is taken in however brief it is.
+        """
         self._skipped += 1
-        if value < self.BRIEF and self._skipped < self.TAKEN and self.observations > self.SETTLED:
+        brief = value < self.BRIEF and not rare
+        if brief and self._skipped < self.TAKEN and self.observations > self.SETTLED:
             return
         self._skipped = 0
         expected = max(float(features @ self.values), self._least)
@@ -97,15 +104,25 @@ class LeastSquares:
             self._in_a_row = 0
         # By the larger of both: what was expected far too low would else weigh far too much.
         weighted = features * (1.0 / (self._noise * max(expected, value)) ** 2)
-        self._information *= self._forgetting
+        self._forget(features)
         self._information += np.multiply.outer(weighted, features)
-        self._moment *= self._forgetting
         self._moment += weighted * value
         self.observations += 1
         self._unsolved += 1
         wrong = abs(value - expected) > self.WRONG * self._noise * expected
         if wrong or self.observations < self.SETTLED or self._unsolved >= self.EVERY:
             self._solve()
+
+    def _forget(self, features: Floats) -> None:
+        """Lose a little of what is known, and most of it of what these features tell (Cao and Schwartz 2000)."""
+        self._information *= self.UNLIKE
+        self._moment *= self.UNLIKE
+        known = self._information @ features
+        much = float(known @ features)
+        if much > 0.0:
+            share = (1.0 - self._forgetting / self.UNLIKE) / much
+            self._information -= np.multiply.outer(share * known, known)
+            self._moment -= share * float(features @ self._moment) * known
 
     def _solve(self) -> None:
         self._unsolved = 0

@@ -9,7 +9,11 @@ from vllm_kangaroo.goodput.acceptance import Ints
 PROBED = 4
 """Requests that are tried at once, at most."""
 PLAIN_EVERY = 64
-"""Steps with drafts after which one without is due."""
+"""Steps with drafts after which one without is due, at most."""
+PLAIN_FIRST = 8
+"""The same at first and at another load; twice as many each further time."""
+OTHER_LOAD = 2.0
+"""Times as many requests, or as few, at which a load is another."""
 SAVED = 8
 """Probes that can be saved up for, at the cost of the dearest of late."""
 
@@ -27,6 +31,8 @@ class ProbeBudget:
         self._wanted = 0.0
         self._next = 0
         self._drafted_in_a_row = 0
+        self._plain_after = PLAIN_FIRST
+        self._requests = 1
 
     @property
     def affordable(self) -> bool:
@@ -36,14 +42,24 @@ class ProbeBudget:
     @property
     def plain_due(self) -> bool:
         """Whether no step without drafts has been timed for long."""
-        return self._drafted_in_a_row >= PLAIN_EVERY
+        return self._drafted_in_a_row >= self._plain_after
 
-    def earn(self, seconds: float, *, drafted: bool) -> None:
-        """A step has taken so long."""
+    def earn(self, seconds: float, *, drafted: bool, requests: int = 1) -> None:
+        """A step of so many requests has taken so long."""
         self._saved += self._share * seconds
         if self._most:
             self._saved = min(self._saved, self._most)
-        self._drafted_in_a_row = self._drafted_in_a_row + 1 if drafted else 0
+        self._count(drafted, requests)
+
+    def _count(self, drafted: bool, requests: int) -> None:
+        fewer, more = sorted((max(requests, 1), self._requests))
+        if more >= OTHER_LOAD * fewer:
+            self._requests, self._plain_after = max(requests, 1), PLAIN_FIRST
+        if drafted:
+            self._drafted_in_a_row += 1
+        elif self._drafted_in_a_row:
+            self._drafted_in_a_row = 0
+            self._plain_after = min(2 * self._plain_after, PLAIN_EVERY)
 
     def spend(self, seconds: float) -> bool:
         """Pay for a probe, if there is enough."""
