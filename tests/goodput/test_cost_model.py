@@ -88,6 +88,30 @@ def test_what_is_dear_in_turns_with_what_is_not_is_no_outlier() -> None:
     assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(0.01, rel=0.05)
 
 
+@pytest.mark.parametrize("seconds", [0.001, 0.05])
+def test_what_is_seldom_done_stays_known(seconds: float) -> None:
+    """One step in 65 is without drafts, which take half as long again: far more than the prior thought likely."""
+    fit = LeastSquares((seconds, 0.0), (seconds, 0.2 * seconds))
+    random = np.random.default_rng(0)
+    for at in range(2000):
+        drafted = bool(at % 65)
+        value = seconds * (1.0 + 0.5 * drafted) * random.lognormal(0.0, 0.1)
+        fit.observe(np.array((1.0, float(drafted))), value, rare=at % 65 < 2)
+    assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(seconds, rel=0.1)
+    assert fit.predict(np.array((1.0, 1.0))) == pytest.approx(1.5 * seconds, rel=0.05)
+
+
+def test_what_is_seldom_done_is_learnt_anew() -> None:
+    """The same on a machine that is half as fast from then on."""
+    fit = LeastSquares((0.01, 0.0), (0.01, 0.01))
+    for at in range(4000):
+        drafted, slower = bool(at % 65), 1.0 + (at > 1500)
+        value = 0.01 * slower * (1.0 + 0.5 * drafted)
+        fit.observe(np.array((1.0, float(drafted))), value, rare=at % 65 < 2)
+    assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(0.02, rel=0.1)
+    assert fit.predict(np.array((1.0, 1.0))) == pytest.approx(0.03, rel=0.02)
+
+
 @pytest.mark.parametrize("every", [6, 10, 25])
 def test_what_comes_now_and_then_is_left_out(every: int) -> None:
     fit = LeastSquares((0.01,), (0.01,))

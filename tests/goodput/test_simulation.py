@@ -80,6 +80,26 @@ def test_an_engine_that_begins_slowly_on_a_noisy_machine(batch: int, acceptance:
     assert goodput >= 0.97 * best_fixed(noisy, batch, acceptance)
 
 
+@pytest.mark.parametrize("acceptance", [0.3, 0.8])
+def test_steps_of_a_few_milliseconds(acceptance: float) -> None:
+    """Most of such a step is the engine's, and what drafts cost is least of all in the passes that were timed."""
+    brief = replace(
+        MACHINE,
+        engine=0.0022,
+        model=0.0008,
+        knee=4,
+        per_request=1e-4,
+        cut=0.0014,
+        share=0.4,
+        around=0.0006,
+        noise=0.1,
+    )
+    runs = [run(1, acceptance, seed=seed, machine=brief)[1] for seed in range(4)]
+    goodput = sum(runs) / len(runs) * float(np.exp(brief.noise**2 / 2))
+    assert goodput >= 0.98 * fixed_goodput(brief, 1, acceptance, 0)
+    assert goodput >= 0.97 * best_fixed(brief, 1, acceptance)
+
+
 @pytest.mark.parametrize(("batch", "acceptance"), [(1, 0.6), (4, 0.8), (16, 0.6)])
 def test_confidences_that_say_nothing(batch: int, acceptance: float) -> None:
     _, goodput = run(batch, acceptance, surety=None)

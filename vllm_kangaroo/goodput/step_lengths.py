@@ -29,6 +29,8 @@ class StepCost:
         prior = (0.6 * unit, 0.01 * unit, 0.0, 0.01 * unit, 0.08 * unit, 0.0)
         spread = (0.6 * unit, 0.05 * unit, 1e-4 * unit, 0.05 * unit, 0.2 * unit, 0.02 * unit)
         self._fit = LeastSquares(prior, spread, least=0.05 * unit)
+        self._drafts = 0
+        """Of each request in the newest step."""
 
     @staticmethod
     def _features(load: Load, tokens: int, drafts: int) -> Floats:
@@ -50,7 +52,8 @@ class StepCost:
 
     def observe(self, seconds: float, load: Load, tokens: int, drafts: int) -> None:
         """They took so long."""
-        self._fit.observe(self._features(load, tokens, drafts), seconds)
+        rare, self._drafts = drafts != self._drafts, drafts
+        self._fit.observe(self._features(load, tokens, drafts), seconds, rare=rare)
 
 
 class StepLengths:
@@ -87,7 +90,7 @@ class StepLengths:
             self.costs = StepCost(seconds)
         self.stats.timed(seconds, self.costs.seconds(load, tokens, drafts), gained)
         self.costs.observe(seconds, load, tokens, drafts)
-        self.probes.earn(seconds, drafted=drafts > 0)
+        self.probes.earn(seconds, drafted=drafts > 0, requests=load.requests)
 
     def verified(self, contexts: Ints, drafted: Ints, accepted: Ints) -> None:
         """Learn from the verifications of a step's requests, ``[requests]`` each."""
