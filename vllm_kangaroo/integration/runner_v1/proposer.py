@@ -29,6 +29,7 @@ from vllm_kangaroo.integration.passes import sessions, warm_up
 from vllm_kangaroo.integration.passes.attention import PagedAttention
 from vllm_kangaroo.integration.passes.model import TieredModel
 from vllm_kangaroo.integration.passes.runner_view import RunnerView
+from vllm_kangaroo.integration.runner_v1.request_bounds import RequestBounds
 from vllm_kangaroo.integration.sampling.distributions import DraftDistributions
 from vllm_kangaroo.integration.sampling.request_sampling import RequestSampling
 from vllm_kangaroo.ladder.ladder import Ladder
@@ -65,6 +66,7 @@ class EarlyExitProposer:
         """None if drafts are not weighed, or the engine has not started yet."""
         self.lengths: LengthPolicy | None = None
         """Bounds the drafts of each step; of benchmarks alone."""
+        self.bounds = RequestBounds()
         self.spans: Spans
         """What the newest step ran over."""
         self._verified: tuple[Spans, Tensor] | None = None
@@ -160,6 +162,7 @@ class EarlyExitProposer:
         self.ladder.close(request_id)
         if self.goodput is not None:
             self.goodput.close(request_id)
+        self.bounds.drop(request_id)
         self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:

@@ -14,9 +14,9 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
-from vllm_kangaroo.integration.goodput.max_drafts import max_drafts
 from vllm_kangaroo.integration.goodput.weighed_step import WeighedStep
 from vllm_kangaroo.integration.runner_v1.proposer import EarlyExitProposer
+from vllm_kangaroo.integration.runner_v1.request_bounds import useful_drafts
 from vllm_kangaroo.integration.runner_v1.v1_view import V1RunnerView
 from vllm_kangaroo.integration.sampling import greedy, token_logprobs
 from vllm_kangaroo.integration.sampling.partial_prompts import generators_aside
@@ -120,20 +120,20 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         batch = self.input_batch
         ladder = self.drafter.ladder
         newest = batch.num_tokens_no_spec[sampled].astype(np.int64) - 1
-        slots = ladder.slots([batch.req_ids[row] for row in sampled])
+        request_ids = batch.req_ids
+        names = [request_ids[row] for row in sampled.tolist()]
+        slots = ladder.slots(names)
         ladder.rewind(slots, newest)
         resting = ladder.settle(slots, newest)
-        limits = np.empty(len(sampled), dtype=np.int64)
-        useful = np.empty(len(sampled), dtype=np.int64)
-        stop_ids = []
-        for at, row in enumerate(sampled):
-            params = self.requests[batch.req_ids[row]].sampling_params
-            # Not all_stop_token_ids: that names the end of text even where the request ignores it.
-            stop_ids.append({*(params.stop_token_ids or ()), params.eos_token_id})
-            useful[at] = self._useful_drafts(int(newest[at]), int(row), params)
-            if not stop_ids[at].isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
+        of = self.drafter.bounds.of
+        bounds = [of(name, self.requests[name].sampling_params) for name in names]
+        useful = useful_drafts(
+            bounds, newest, batch.num_prompt_tokens[sampled].astype(np.int64), self.max_model_len
+        )
+        for at, (row, own) in enumerate(zip(sampled.tolist(), bounds, strict=True)):
+            if not own.stop_ids.isdisjoint(sampled_token_ids[row]):  # ended, maybe before the last
                 useful[at] = -1
-            limits[at] = min(useful[at], max_drafts(params))
+        limits = np.minimum(useful, [own.drafts for own in bounds])
         limits = np.maximum(limits, 0)
         limits[~resting] = 0
         if (lengths := self.drafter.lengths) is not None:
@@ -146,7 +146,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             sampled,
             newest,
             np.minimum(limits, plan.lookup_tokens),
-            stop_ids,
+            [own.stop_ids for own in bounds],
             None if step is None else step.trim,
         )
         for at, token_ids in enumerate(looked_up):
@@ -164,7 +164,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             starts=newest[which],
             token_ids=[sampled_token_ids[row][-1] for row in rows],
             limits=limits[which],
-            stop_ids=[stop_ids[at] for at in which],
+            stop_ids=[bounds[at].stop_ids for at in which],
             memory=self.drafter.memory(rows, newest[which]),
             pace=None if step is None else step.pace,
         )
@@ -209,17 +209,6 @@ class EarlyExitRunnerMixin(GPUModelRunner):
             spec_decode_metadata.num_draft_tokens,
             spec_decode_metadata.draft_token_ids,
         )
-
-    def _useful_drafts(self, newest: int, row: int, params: Any) -> int:
-        """Most drafts that can still be of use: the model's length and ``max_tokens`` end a request first."""
-        most = self.max_model_len - 2 - newest
-        produced = newest + 1 - int(self.input_batch.num_prompt_tokens[row])
-        if params.max_tokens is not None:
-            most = min(most, params.max_tokens - produced - 1)
-        if produced < params.min_tokens:
-            # vLLM forbids the token after the last draft to stop if the step begins below the minimum.
-            most = min(most, params.min_tokens - produced - 1)
-        return most
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         # vLLM zeroes the drafts of the whole batch when one request nears the length limit; ours are limited one by one.
