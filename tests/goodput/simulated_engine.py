@@ -39,6 +39,8 @@ class Machine:
     """Of a draft pass in that of the whole model."""
     around: float = 0.0003
     """Of a drafting round, beside its passes."""
+    switch: float = 0.0
+    """How much longer parts of a step take if that before it was of the other kind: with drafts, or without."""
     noise: float = 0.03
     warming: int = 0
     """Parts of steps after which it runs at its full speed, having begun at half of it."""
@@ -108,6 +110,7 @@ class Simulation:
         self.began = 0
         self._cold = self.machine.warming
         self._pending: Any = None
+        self._switched = self._drafted = False
         self.trace: list[tuple[float, float]] = []
         """After each step: the time, and the tokens that were to be expected of it."""
         described = self.profile_of or self.machine
@@ -158,6 +161,7 @@ class Simulation:
         if self._cold:
             spent *= 1.0 + self._cold / self.machine.warming
             self._cold -= 1
+        spent *= 1.0 + self.machine.switch * self._switched
         self.now += spent
         return spent
 
@@ -173,6 +177,7 @@ class Simulation:
             seen = pending[2]
         load = Load(count, int(self.contexts.sum()))
         width, drafted = count + int(lengths.sum()), bool(lengths.any())
+        self._switched, self._drafted = drafted != self._drafted, drafted
         seconds = self._spend(self.machine.verify(load, width, drafted))
         seen.verify = (seconds, load, width, drafted)
         places = np.arange(MOST)

@@ -23,7 +23,7 @@ from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
-from vllm_kangaroo.goodput.probes import ProbeBudget
+from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
 from vllm_kangaroo.goodput.reliability import Reliability
 from vllm_kangaroo.goodput.small_round import FEW, SmallRound
 
@@ -96,8 +96,11 @@ class GoodputController:
         self._pending = PendingDrafts(most)
         self._awaited = False
         """Whether drafts may be on their way to verification."""
-        self._nobody = False
-        """Whether the next step is to be timed without drafts."""
+        self._run = ProbeRun()
+        self._drafts = False
+        """Whether there are any in the newest step."""
+        self._cold = False
+        """Whether it is the first of its kind, in a probe or behind one."""
         self._evidence = Evidence()
         self._cached: _Cached | None = None
 
@@ -109,7 +112,9 @@ class GoodputController:
         """
         if seen.verify is not None:
             self._compare(seen, tokens)
-        seen.teach(self.costs)
+        if not self._cold:
+            seen.teach(self.costs)
+        self._cold = False
 
     def _compare(self, seen: Observations, tokens: int) -> None:
         assert seen.verify is not None
@@ -183,6 +188,9 @@ class GoodputController:
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
         if self.decides:
             chosen = self._tried(plan, chosen, load, contexts[can])
+            drafts = bool(len(chosen)) or tokens > 0
+            self._cold = self._run.step() and drafts != self._drafts
+            self._drafts = drafts
         self._account(chosen, plan, load, can)
         if not len(chosen):
             return Chosen(NOBODY, NOBODY, None)
@@ -272,8 +280,8 @@ class GoodputController:
 
     def _tried(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
         """The chosen, but for a step now and then that is to find something out."""
-        if self._nobody:
-            self._nobody = False
+        if self._run.goes_on(plain=True):
+            self.stats.measured += 1
             return NOBODY
         if len(chosen) == len(contexts):
             return self._measured(plan, chosen)
@@ -281,12 +289,25 @@ class GoodputController:
 
     def _probed(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
         """The chosen, and some of the others now and then: what is not drafted says nothing of itself."""
-        if not self.probes.affordable:
+        goes_on = self._run.goes_on(plain=False)
+        if not goes_on and not self.probes.affordable:
             return chosen
         others = plan.order[len(chosen) :]
         some = self.probes.turn(np.sort(others))
         if not len(some):
             return chosen
+        if not goes_on:
+            cost = self._cost(plan, chosen, some, load, contexts)
+            if not self._begin(1 if len(chosen) else RUN, cost, plain=False):
+                return chosen
+            self._run.goes_on(plain=False)
+        self.stats.probes += 1
+        return np.concatenate((chosen, some))
+
+    def _cost(
+        self, plan: LengthPlan, chosen: Ints, some: Ints, load: Load, contexts: Ints
+    ) -> float:
+        """Seconds that a draft of each of ``some`` takes beside those of the chosen."""
         costs, count = self.costs, len(chosen)
         kv_tokens, more = float(contexts[chosen].sum()), float(contexts[some].sum())
         cost = costs.draft(count + len(some), kv_tokens + more)
@@ -297,34 +318,35 @@ class GoodputController:
             cost -= plan.plain_seconds - costs.verify(load, load.requests, drafted=True)
         width = load.requests + count * plan.length
         cost += costs.verify(load, width + len(some), drafted=True)
-        cost -= costs.verify(load, width, drafted=True)
-        if not self.probes.spend(cost):
-            return chosen
-        self.stats.probes += 1
-        return np.concatenate((chosen, some))
+        return cost - costs.verify(load, width, drafted=True)
 
     def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
         """The chosen, or now and then nobody: what a step without drafts takes is known from such steps alone."""
         if not len(chosen) or not self.probes.plain_due:
             return chosen
         lost = plan.plain_seconds * (1.0 - plan.plain / plan.goodput)
-        return NOBODY if self._spend_on_plain(lost) else chosen
+        if not self._begin(RUN, lost, plain=True):
+            return chosen
+        self._run.goes_on(plain=True)
+        self.stats.measured += 1
+        return NOBODY
 
-    def _spend_on_plain(self, lost: float) -> bool:
-        paid = self.probes.spend(lost)
-        self.stats.measured += paid
+    def _begin(self, steps: int, each: float, *, plain: bool) -> bool:
+        """Pay for a probe, if there is enough."""
+        paid = self.probes.spend(steps * each)
+        if paid:
+            self._run.begin(steps, plain=plain)
         return paid
 
     def leave_plain(self, lost: float) -> bool:
-        """Whether drafts that were looked up are left out, so that a step without any is timed; then no exit drafts either.
+        """Whether drafts that were looked up are left out, so that steps without any are timed; then no exit drafts either.
 
         Args:
             lost: seconds that their tokens are worth.
         """
-        if not self.probes.plain_due or not self._spend_on_plain(lost):
-            return False
-        self._nobody = True
-        return True
+        if self._run.is_under_way(plain=True):
+            return True
+        return self.probes.plain_due and self._begin(RUN, lost, plain=True)
 
     def _account(self, chosen: Ints, plan: LengthPlan, load: Load, can: Ints) -> None:
         left = len(can) - len(chosen)

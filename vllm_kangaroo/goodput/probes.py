@@ -8,8 +8,11 @@ from vllm_kangaroo.goodput.acceptance import Ints
 
 PROBED = 4
 """Requests that are tried at once, at most."""
-PLAIN_EVERY = 64
-"""Steps with drafts after which one without is due, at most."""
+RUN = 2
+"""Steps of a probe: a step that follows one of the other kind, with drafts or without, finds caches full of that one's code
+and weights, and takes longer than those that follow it."""
+PLAIN_EVERY = 128
+"""Steps with drafts after which some without are due, at most."""
 PLAIN_FIRST = 8
 """The same at first and at another load; twice as many each further time."""
 OTHER_LOAD = 2.0
@@ -80,3 +83,34 @@ class ProbeBudget:
         which = (self._next + np.arange(PROBED)) % count
         self._next += PROBED
         return others[np.sort(which)]
+
+
+class ProbeRun:
+    """Steps of a probe that has been paid for."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._plain = False
+        self._newest = self._before = False
+
+    def begin(self, steps: int, *, plain: bool) -> None:
+        """So many steps are to be made, without drafts or with some."""
+        self._left, self._plain = steps, plain
+
+    def is_under_way(self, *, plain: bool) -> bool:
+        """Whether steps of this kind are still to follow."""
+        return self._left > 0 and self._plain is plain
+
+    def goes_on(self, *, plain: bool) -> bool:
+        """Whether the present step is one of this kind; it then is made."""
+        if not self.is_under_way(plain=plain):
+            return False
+        self._left -= 1
+        self._newest = True
+        return True
+
+    def step(self) -> bool:
+        """A step has been chosen; whether it is one of a probe, or follows one."""
+        found = self._newest or self._before
+        self._before, self._newest = self._newest, False
+        return found
