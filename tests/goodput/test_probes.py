@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_kangaroo.goodput.probes import PLAIN_EVERY, PLAIN_FIRST, ProbeBudget
+from vllm_kangaroo.goodput.probes import PLAIN_EVERY, PLAIN_FIRST, ProbeBudget, ProbeRun
 
 
 def drafted_until_due(budget: ProbeBudget, requests: int) -> int:
@@ -30,3 +30,16 @@ def test_another_load_begins_anew() -> None:
     assert waits[0] == PLAIN_EVERY, "about as many requests are no other load"
     for requests in (16, 4):
         assert drafted_until_due(budget, requests) == PLAIN_FIRST
+
+
+def test_a_probe_takes_its_steps_and_no_others() -> None:
+    run = ProbeRun()
+    assert not run.goes_on(plain=True) and not run.step()
+    run.begin(2, plain=True)
+    assert run.is_under_way(plain=True) and not run.is_under_way(plain=False)
+    assert not run.goes_on(plain=False)
+    for _ in range(2):
+        assert run.goes_on(plain=True) and run.step()
+    assert not run.goes_on(plain=True)
+    assert run.step(), "that behind it is cold too"
+    assert not run.step()

@@ -14,6 +14,7 @@ from tests.goodput.simulated_engine import (
     best_fixed,
     fixed_goodput,
 )
+from vllm_kangaroo.goodput.cost_model import Load
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import Off
 
@@ -98,6 +99,17 @@ def test_steps_of_a_few_milliseconds(acceptance: float) -> None:
     goodput = sum(runs) / len(runs) * float(np.exp(brief.noise**2 / 2))
     assert goodput >= 0.98 * fixed_goodput(brief, 1, acceptance, 0)
     assert goodput >= 0.97 * best_fixed(brief, 1, acceptance)
+
+
+@pytest.mark.parametrize("acceptance", [0.05, 0.8])
+def test_a_step_behind_one_of_the_other_kind_teaches_no_costs(acceptance: float) -> None:
+    """It takes four tenths longer than those that follow it, and is one of two in a probe."""
+    found = Simulation(lambda now, who: acceptance, lambda now: 1, replace(MACHINE, switch=0.4))
+    found.run(12.0)
+    load, costs = Load(1, int(found.contexts[0])), found.controller.costs
+    for width, drafted in ((1, False), (2, True)):
+        predicted = costs.verify(load, width, drafted=drafted)
+        assert predicted == pytest.approx(MACHINE.verify(load, width, drafted), rel=0.06)
 
 
 @pytest.mark.parametrize(("batch", "acceptance"), [(1, 0.6), (4, 0.8), (16, 0.6)])
