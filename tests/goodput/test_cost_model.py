@@ -96,7 +96,7 @@ def test_what_is_seldom_done_stays_known(seconds: float) -> None:
     for at in range(2000):
         drafted = bool(at % 65)
         value = seconds * (1.0 + 0.5 * drafted) * random.lognormal(0.0, 0.1)
-        fit.observe(np.array((1.0, float(drafted))), value, rare=at % 65 < 2)
+        fit.observe(np.array((1.0, float(drafted))), value, kind=int(drafted))
     assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(seconds, rel=0.1)
     assert fit.predict(np.array((1.0, 1.0))) == pytest.approx(1.5 * seconds, rel=0.05)
 
@@ -107,7 +107,7 @@ def test_what_is_seldom_done_is_learnt_anew() -> None:
     for at in range(4000):
         drafted, slower = bool(at % 65), 1.0 + (at > 1500)
         value = 0.01 * slower * (1.0 + 0.5 * drafted)
-        fit.observe(np.array((1.0, float(drafted))), value, rare=at % 65 < 2)
+        fit.observe(np.array((1.0, float(drafted))), value, kind=int(drafted))
     assert fit.predict(np.array((1.0, 0.0))) == pytest.approx(0.02, rel=0.1)
     assert fit.predict(np.array((1.0, 1.0))) == pytest.approx(0.03, rel=0.02)
 

@@ -101,11 +101,11 @@ class PassCost:
         return found
 
     def observe(
-        self, seconds: float, tokens: float, kv_tokens: float, *others: float, rare: bool = False
+        self, seconds: float, tokens: float, kv_tokens: float, *others: float, kind: int = 0
     ) -> None:
         """A pass took so long; see :meth:`LeastSquares.observe`."""
         features = (1.0, self._curve(tokens), tokens, kv_tokens, *others)
-        self.fit.observe(np.array(features, dtype=np.float64), seconds, rare=rare)
+        self.fit.observe(np.array(features, dtype=np.float64), seconds, kind=kind)
 
 
 class CostModel:
@@ -115,8 +115,6 @@ class CostModel:
         timed = profile.timed
         unit = profile.verify.seconds[0]
         others = (EACH, EACH, max(0.1 * unit, CUT))
-        self._drafted = False
-        """Whether there were drafts in the newest step."""
         self._verify = PassCost(
             profile.verify, timed=timed, around=2.0, beside=BESIDE, others=others
         )
@@ -168,8 +166,7 @@ class CostModel:
         """A step besides drafting took so long."""
         every = tokens + load.prompt_tokens
         rest = (float(load.requests), float(load.prompt_tokens), float(drafted))
-        rare, self._drafted = drafted != self._drafted, drafted
-        self._verify.observe(seconds, every, load.kv_tokens, *rest, rare=rare)
+        self._verify.observe(seconds, every, load.kv_tokens, *rest, kind=int(drafted))
 
     def observe_draft(self, seconds: float, requests: float, kv_tokens: float) -> None:
         """A draft pass took so long."""

@@ -74,19 +74,22 @@ class LeastSquares:
         self._in_a_row = 0
         self._unsolved = 0
         self._skipped = 0
+        self._kind = 0
+        """Of the newest observation."""
 
     def predict(self, features: Floats) -> float:
         """The expected value at ``[n]`` features."""
         return float(features @ self.values)
 
-    def observe(self, features: Floats, value: float, *, rare: bool = False) -> None:
+    def observe(self, features: Floats, value: float, *, kind: int = 0) -> None:
         """Take in one value at ``[n]`` features.
 
         Args:
-            rare: whether it is of a kind that seldom comes, so that it is taken in however brief it is.
+            kind: a value of another kind than the one before it is taken in however brief it is, since it may seldom come.
         """
         self._skipped += 1
-        brief = value < self.BRIEF and not rare
+        brief = value < self.BRIEF and kind == self._kind
+        self._kind = kind
         if brief and self._skipped < self.TAKEN and self.observations > self.SETTLED:
             return
         self._skipped = 0

@@ -29,8 +29,6 @@ class StepCost:
         prior = (0.6 * unit, 0.01 * unit, 0.0, 0.01 * unit, 0.08 * unit, 0.0)
         spread = (0.6 * unit, 0.05 * unit, 1e-4 * unit, 0.05 * unit, 0.2 * unit, 0.02 * unit)
         self._fit = LeastSquares(prior, spread, least=0.05 * unit)
-        self._drafts = 0
-        """Of each request in the newest step."""
 
     @staticmethod
     def _features(load: Load, tokens: int, drafts: int) -> Floats:
@@ -52,8 +50,7 @@ class StepCost:
 
     def observe(self, seconds: float, load: Load, tokens: int, drafts: int) -> None:
         """They took so long."""
-        rare, self._drafts = drafts != self._drafts, drafts
-        self._fit.observe(self._features(load, tokens, drafts), seconds, rare=rare)
+        self._fit.observe(self._features(load, tokens, drafts), seconds, kind=drafts)
 
 
 class StepLengths:
