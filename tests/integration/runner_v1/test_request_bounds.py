@@ -57,3 +57,16 @@ def test_parameters_are_read_once_of_each_request() -> None:
     bounds.drop("a")
     bounds.drop("never there")
     assert bounds.of("a", params) is not found
+
+
+def test_figures_that_no_array_holds_are_reckoned_with() -> None:
+    """Either could end an engine with an overflow, and every other request with it."""
+    huge = [
+        SamplingParams(max_tokens=2**64 - 1, min_tokens=0),
+        SamplingParams(max_tokens=None, min_tokens=2**64 - 1),
+        SamplingParams(max_tokens=9, extra_args={"kangaroo": {"max_drafts": 2**64 - 1}}),
+    ]
+    bounds = [DraftBounds.read(params) for params in huge]
+    found = useful_drafts(bounds, np.full(3, 10), np.full(3, 10), 100)
+    assert found.tolist() == [88, 88, 7]
+    assert np.minimum(found, [each.drafts for each in bounds]).tolist() == [88, 88, 7]

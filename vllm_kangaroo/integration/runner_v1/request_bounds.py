@@ -36,7 +36,7 @@ class DraftBounds:
             params,
             frozenset((*(params.stop_token_ids or ()), params.eos_token_id)),
             UNBOUNDED if longest is None else min(longest, UNBOUNDED),
-            params.min_tokens,
+            min(params.min_tokens, UNBOUNDED),
             min(max_drafts(params), UNBOUNDED),
         )
 
