@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from vllm_kangaroo.bench.bench_options import GoodputBenchOptions
 from vllm_kangaroo.bench.bench_results import RunSetup, Speed
-from vllm_kangaroo.bench.draft_arms import by_bandit, by_table, fixed_length
-from vllm_kangaroo.bench.goodput_bench import _per_round
+from vllm_kangaroo.bench.draft_arms import DraftArms
 from vllm_kangaroo.bench.goodput_plot import draw
 from vllm_kangaroo.bench.goodput_results import (
     BANDIT,
@@ -22,6 +21,7 @@ from vllm_kangaroo.bench.goodput_results import (
     Way,
     goodput_table,
     rate_table,
+    take_in,
     tuned_table,
 )
 from vllm_kangaroo.options import OptionError
@@ -42,10 +42,12 @@ def result() -> GoodputBench:
             ways={
                 PLAIN: way(2.0),
                 CONTROLLED: way(1.0),
+                "0": way(2.1),
                 "1": way(1.1 * batch),
                 "4": way(batch),
                 BANDIT: way(0.5),
             },
+            steps=6,
             step_seconds=0.01,
             step_error=0.042,
             lengths=[3, 2, 1],
@@ -81,7 +83,7 @@ def test_ratios_and_the_best_fixed_length() -> None:
     few, many = result().loads
     assert few.over(CONTROLLED, PLAIN).median == 2.0
     assert few.best_fixed == "4"
-    assert many.best_fixed == PLAIN, "control and bandit are no fixed lengths"
+    assert many.best_fixed == "0", "control, bandit and the other engine are no fixed lengths"
     assert many.over("4", PLAIN).median == 0.25
 
 
@@ -90,7 +92,7 @@ def test_the_table_says_all_of_it() -> None:
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert cells["batch"] == ["1", "8"]
     assert cells[CONTROLLED] == ["2.00x", "2.00x"]
-    assert cells["over best"] == ["1.000x", "2.000x"]
+    assert cells["over best"] == ["1.000x", "2.100x"]
     assert cells["step error"] == ["4.2%", "4.2%"]
 
 
@@ -124,27 +126,52 @@ def test_a_length_is_set_before_each_run() -> None:
         def reset_prefix_cache(self) -> None:
             self.said.append("reset")
 
-    fixed_length(Engine(), 4, 2).reset_prefix_cache()
-    lengths = {"num_speculative_tokens": 4, "tokens_per_round": 2}
-    assert Engine.said == [("set_draft_lengths", lengths), "reset"]
+    config = {"method": "hispec", "num_speculative_tokens": 4, "draft_tokens_per_round": 2}
+    arms = DraftArms(Engine(), config, 6)
+
+    def lengths(count: int, per_round: int, threshold: float = 0.0) -> tuple[str, dict[str, Any]]:
+        arguments = {"num_speculative_tokens": count, "tokens_per_round": per_round}
+        return "set_draft_lengths", {**arguments, "confidence_threshold": threshold}
+
+    told, weighed = ("weigh_drafts", {"on": False}), ("weigh_drafts", {"on": True})
+    for way, calls in (
+        (arms.fixed(1), [lengths(1, 1), told]),
+        (arms.fixed(5), [lengths(5, 2), told]),
+        (arms.fixed(0), [lengths(6, 2), ("set_draft_table", {"entries": [[1, 1, 0]]}), told]),
+        (
+            arms.by_table([(1, 3, 4), (4, 4, 0)]),
+            [lengths(6, 2), ("set_draft_table", {"entries": [[1, 3, 4], [4, 4, 0]]}), told],
+        ),
+        (
+            arms.by_bandit([0, 2, 4]),
+            [lengths(6, 2), ("set_draft_bandit", {"lengths": [0, 2, 4]}), told],
+        ),
+        (arms.controlled(), [lengths(4, 2), weighed]),
+    ):
+        Engine.said.clear()
+        way.reset_prefix_cache()
+        assert Engine.said == [*calls, "reset"]
+    floored = DraftArms(Engine(), {"method": "kangaroo", "confidence_threshold": 0.3}, 1)
     Engine.said.clear()
-    by_table(Engine(), [(1, 3, 4), (4, 4, 0)], 4, 2).reset_prefix_cache()
-    by_bandit(Engine(), [0, 2, 4], 2).reset_prefix_cache()
-    assert Engine.said == [
-        ("set_draft_lengths", lengths),
-        ("set_draft_table", {"entries": [[1, 3, 4], [4, 4, 0]]}),
-        "reset",
-        ("set_draft_lengths", lengths),
-        ("set_draft_bandit", {"lengths": [0, 2, 4]}),
-        "reset",
-    ]
+    floored.controlled().reset_prefix_cache()
+    assert Engine.said[0][1]["confidence_threshold"] == 0.3
+    assert DraftArms.started_with(config, 6)["num_speculative_tokens"] == 6
+    assert DraftArms.started_with(config, 3)["num_speculative_tokens"] == 4
 
 
-def test_rounds_of_hispec_fit_every_length() -> None:
-    assert _per_round({"method": "kangaroo"}, 4) is None
-    assert _per_round({"method": "hispec", "intermediate_verification": False}, 4) is None
-    assert _per_round({"method": "hispec"}, 1) == 1
-    assert _per_round({"method": "hispec", "draft_tokens_per_round": 3}, 6) == 3
+def test_rounds_of_several_starts_are_one_result() -> None:
+    loads: list[LoadResult] = []
+    for _ in range(2):
+        for load in result().loads:
+            take_in(loads, load)
+    few, many = loads
+    assert (few.batch_size, many.batch_size) == (1, 8)
+    assert len(few.ways[PLAIN].speeds) == len(few.ways["4"].latencies) == 4
+    assert (few.steps, few.lengths, few.off) == (12, [6, 4, 2], {"load": 6})
+    assert few.step_seconds == pytest.approx(0.01)
+    other = result().loads[0].model_copy(update={"steps": 36, "step_error": 0.002})
+    few.add(other)
+    assert few.step_error == pytest.approx(0.012)
 
 
 @pytest.mark.parametrize(

@@ -57,13 +57,18 @@ class GoodputBenchOptions(RunOptions):
     )
     lengths: tuple[int, ...] = Field(
         default=(1, 2, 4, 6),
-        description="Fixed numbers of drafts to compare with; may be repeated.",
+        description="Fixed numbers of drafts to compare with, beside 0; may be repeated.",
     )
     rate: tuple[float, ...] = Field(
         default=(0.1, 0.5, 0.8, 1.0, 1.2),
         description="Request rates, in what vLLM alone can serve; may be repeated. 0 runs none.",
     )
     requests: int = Field(default=48, ge=1, description="Requests of each rate; greedy.")
+    starts: int = Field(
+        default=1,
+        ge=1,
+        description="Start the engines anew so many times: two processes of the same engine differ.",
+    )
     synthetic_acceptance: float | None = Field(
         default=None,
         ge=0.0,

@@ -1,6 +1,6 @@
 """Goodput control beside no drafts, every fixed length and other rules, over batch sizes and request rates.
 
-Three engines: vLLM alone, one that drafts as it is told, and one under goodput control. They run in turns, each load by
+Two engines: vLLM alone, and one that drafts as it is told, by goodput control or otherwise. They run in turns, each load by
 itself.
 """
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vllm_kangaroo.bench.bench_options import GoodputBenchOptions
 from vllm_kangaroo.bench.bench_results import Speed
-from vllm_kangaroo.bench.draft_arms import by_bandit, by_table, fixed_length
+from vllm_kangaroo.bench.draft_arms import DraftArms
 from vllm_kangaroo.bench.engine_runs import counters, warm_up
 from vllm_kangaroo.bench.engines import device, engine, without_paths
 from vllm_kangaroo.bench.feed import Stream, serve
@@ -31,6 +31,7 @@ from vllm_kangaroo.bench.goodput_results import (
     LoadResult,
     RateResult,
     Way,
+    take_in,
     tuned_table,
 )
 from vllm_kangaroo.bench.measure import chosen_prompts, run_setup
@@ -40,7 +41,6 @@ from vllm_kangaroo.bench.scheduler_comparison import capacity, poisson, summaris
 from vllm_kangaroo.console import Progress, telling
 from vllm_kangaroo.integration.inspect.inspection import INSPECTION
 from vllm_kangaroo.laps_sd.trace import TraceRequest
-from vllm_kangaroo.options import parse_options
 from vllm_kangaroo.provenance import of_measurement
 
 Advance = Callable[[int], None]
@@ -62,73 +62,84 @@ def measure_goodput(
         OptionError: for a configuration that is refused.
         PromptError: if no prompt fits the model.
     """
-    settings = options.settings().model_copy(update={"engines": 3})
-    config = options.drafting()
-    lengths = sorted(set(options.lengths))
+    settings, config = options.settings(), options.drafting()
     prompts = load_prompts(options.prompts or DEMO_PROMPTS, settings.model)
-    fixed = {**config, "num_speculative_tokens": max(lengths), "confidence_threshold": 0.0}
-    controlled = {"confidence_threshold": 0.0, **config, "goodput": True}
-    with ExitStack() as stack:
-        with telling(console, "starting three engines"):
-            plain = stack.enter_context(engine(settings))
-            drafting = stack.enter_context(engine(settings, fixed, INSPECTION))
-            weighing = stack.enter_context(engine(settings, controlled, INSPECTION))
-        if options.synthetic_acceptance is not None:
-            for each in (drafting, weighing):
-                each.collective_rpc("accept_by_chance", args=(options.synthetic_acceptance,))
-        setup = run_setup(settings, plain, 0, options.max_tokens, options.temperature)
-        chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
-        per_round = _per_round(config, max(lengths))
-        engines = (
-            {PLAIN: plain, CONTROLLED: weighing}
-            | {
-                str(each): fixed_length(drafting, each, _per_round(config, each))
-                for each in lengths
-            }
-            | {BANDIT: by_bandit(drafting, [0, *lengths], per_round)}
-        )
-        found = GoodputBench(
-            setup=setup.model_copy(update={"prompts": len(chosen), "skipped_too_long": skipped}),
-            speculative_config=without_paths(controlled),
-            synthetic_acceptance=options.synthetic_acceptance,
-            loads=[],
-            provenance=of_measurement(device()),
-        )
-        batches, rates = (
-            sorted(set(options.batch_size)),
-            sorted({rate for rate in options.rate if rate}),
-        )
-        answers = options.rounds * len(engines) * sum(map(needed, batches))
-        filling = FILLING * max(batches) if rates else 0
-        answers += filling
-        answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
-        told = stack.enter_context(Progress(console, "running all loads", answers, unit="answers"))
-        for batch in batches:
-            some = [token_ids[at % len(token_ids)] for at in range(needed(batch))]
-            found.loads.append(_load(engines, some, batch, options, told.advance))
-            done(found)
-        if rates:
-            requests = [
-                TraceRequest(token_ids[at % len(token_ids)], options.max_tokens)
-                for at in range(options.requests)
-            ]
-            found.table = tuned_table(found.loads).entries
-            engines[TABLE] = by_table(drafting, found.table, max(lengths), per_round)
-            plain.reset_prefix_cache()
-            many = [requests[at % len(requests)] for at in range(filling)]
-            found.capacity = capacity(plain, many, max(batches), advance=told.advance)
-            for rate in rates:
-                arriving = [
-                    poisson(requests, rate * found.capacity, seed) for seed in range(options.rounds)
-                ]
-                found.rates.append(_rate(engines, rate, arriving, told.advance))
-                done(found)
+    longest = max(options.lengths)
+    ours = DraftArms.started_with(config, longest)
+    found: GoodputBench | None = None
+    for number in range(options.starts):
+        with ExitStack() as stack:
+            with telling(console, f"starting two engines, {number + 1} of {options.starts}"):
+                plain = stack.enter_context(engine(settings))
+                drafting = stack.enter_context(engine(settings, ours, INSPECTION))
+            if options.synthetic_acceptance is not None:
+                drafting.collective_rpc("accept_by_chance", args=(options.synthetic_acceptance,))
+            setup = run_setup(settings, plain, 0, options.max_tokens, options.temperature)
+            chosen, token_ids, skipped = chosen_prompts(plain, prompts, options.num_prompts, setup)
+            counted = {"prompts": len(chosen), "skipped_too_long": skipped}
+            found = found or GoodputBench(
+                setup=setup.model_copy(update=counted),
+                speculative_config=without_paths({**config, "goodput": True}),
+                synthetic_acceptance=options.synthetic_acceptance,
+                loads=[],
+                provenance=of_measurement(device()),
+            )
+            found.starts = number + 1
+            _run(
+                plain,
+                DraftArms(drafting, config, longest),
+                token_ids,
+                options,
+                found,
+                console,
+                done,
+            )
+    assert found is not None
     return found
 
 
-def _per_round(config: Mapping[str, Any], length: int) -> int | None:
-    """Drafts between intermediate verifications, which fit any length."""
-    return parse_options(config).tokens_per_round(length)
+def _run(
+    plain: Any,
+    arms: DraftArms,
+    token_ids: Sequence[list[int]],
+    options: GoodputBenchOptions,
+    found: GoodputBench,
+    console: Console,
+    done: Callable[[GoodputBench], None],
+) -> None:
+    """Run all loads on engines that have just been started, into ``found``."""
+    lengths = sorted({0, *options.lengths})
+    engines = {PLAIN: plain, CONTROLLED: arms.controlled()}
+    engines |= {str(each): arms.fixed(each) for each in lengths}
+    engines[BANDIT] = arms.by_bandit(lengths)
+    batches, rates = sorted(set(options.batch_size)), sorted({*options.rate} - {0.0})
+    filling = FILLING * max(batches) if rates else 0
+    answers = options.rounds * len(engines) * sum(map(needed, batches)) + filling
+    answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
+    with Progress(console, "running all loads", answers, unit="answers") as told:
+        for batch in batches:
+            some = [token_ids[at % len(token_ids)] for at in range(needed(batch))]
+            take_in(found.loads, _load(engines, some, batch, options, told.advance))
+            done(found)
+        if not rates:
+            return
+        requests = [
+            TraceRequest(token_ids[at % len(token_ids)], options.max_tokens)
+            for at in range(max(options.requests, filling))
+        ]
+        found.table = tuned_table(found.loads).entries
+        engines[TABLE] = arms.by_table(found.table)
+        if found.capacity is None:  # rates are the same for all starts
+            plain.reset_prefix_cache()
+            many = requests[:filling]
+            found.capacity = capacity(plain, many, max(batches), advance=told.advance)
+        for rate in rates:
+            arriving = [
+                poisson(requests[: options.requests], rate * found.capacity, seed)
+                for seed in range(options.rounds)
+            ]
+            take_in(found.rates, _rate(engines, rate, arriving, told.advance))
+            done(found)
 
 
 def _load(
@@ -153,6 +164,7 @@ def _load(
     return LoadResult(
         batch_size=batch,
         ways=ways,
+        steps=steps,
         step_seconds=(after["seconds"] - before["seconds"]) / max(steps, 1),
         step_error=(after["relative_errors"] - before["relative_errors"]) / max(steps, 1),
         lengths=[a - b for a, b in zip(after["lengths"], before["lengths"], strict=True)],

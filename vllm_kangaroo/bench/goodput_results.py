@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, computed_field
 from rich.table import Table
@@ -15,15 +15,13 @@ from vllm_kangaroo.goodput.length_policies import BatchTable
 from vllm_kangaroo.provenance import Provenance
 
 PLAIN, CONTROLLED, BANDIT, TABLE = "vLLM alone", "goodput", "bandit", "table"
-LEARNING = (CONTROLLED, BANDIT, TABLE)
-"""Ways that choose a length themselves."""
 
 
 class Way(BaseModel):
     """One way of drafting under one load."""
 
     speeds: list[Speed]
-    """Of each round."""
+    """Of each round, start after start of the engines."""
     latencies: list[float]
     """Mean seconds from a prompt's arrival to its last token, of each round."""
 
@@ -40,6 +38,12 @@ class Ways(BaseModel):
     ways: dict[str, Way]
     """vLLM alone, each length, and those that choose one."""
 
+    def add(self, other: Self) -> None:
+        """Take in the rounds of another start of the engines, under the same load."""
+        for name, way in other.ways.items():
+            self.ways[name].speeds += way.speeds
+            self.ways[name].latencies += way.latencies
+
     def over(self, name: str, other: str) -> Spread:
         """Ratio of tokens per second, round by round."""
         return speedups(self.ways[other].speeds, self.ways[name].speeds)
@@ -50,22 +54,29 @@ class Ways(BaseModel):
 
     @property
     def fixed(self) -> dict[str, Way]:
-        """vLLM alone and each length."""
-        return {name: way for name, way in self.ways.items() if name not in LEARNING}
+        """Each length, all of one engine."""
+        return {name: way for name, way in self.ways.items() if name.isdigit()}
 
     @property
     def best_fixed(self) -> str:
-        """The length that was fastest, or vLLM alone."""
+        """The length that was fastest; 0 is among them."""
         fixed = self.fixed
         return max(fixed, key=lambda name: fixed[name].tokens_per_second.median)
+
+    @property
+    def load(self) -> float:
+        """By which it is told from others."""
+        raise NotImplementedError
 
 
 class LoadResult(Ways):
     """So many requests at once, each that ends being followed by another."""
 
     batch_size: int
+    steps: int
+    """Under goodput control."""
     step_seconds: float
-    """Of the steps under goodput control."""
+    """Of each, the mean."""
     step_error: float
     """Mean relative error of their predicted times."""
     lengths: list[int]
@@ -73,12 +84,45 @@ class LoadResult(Ways):
     off: dict[str, int]
     """Those without any, by reason."""
 
+    def add(self, other: Self) -> None:
+        """See :meth:`Ways.add`."""
+        super().add(other)
+        steps = max(self.steps + other.steps, 1)
+        for name in ("step_seconds", "step_error"):
+            both = getattr(self, name) * self.steps + getattr(other, name) * other.steps
+            setattr(self, name, both / steps)
+        self.steps += other.steps
+        self.lengths = [a + b for a, b in zip(self.lengths, other.lengths, strict=True)]
+        self.off = {why: count + other.off[why] for why, count in self.off.items()}
+
+    @property
+    def load(self) -> float:
+        """Requests at once."""
+        return self.batch_size
+
 
 class RateResult(Ways):
     """Requests that arrive at some rate, whether those before them have ended or not."""
 
     rate: float
     """In what vLLM alone can serve."""
+
+    @property
+    def load(self) -> float:
+        """The rate."""
+        return self.rate
+
+
+AnyWays = TypeVar("AnyWays", bound=Ways)
+
+
+def take_in(results: list[AnyWays], new: AnyWays) -> None:
+    """Add a load's result, to that of an earlier start if there is one."""
+    for one in results:
+        if one.load == new.load:
+            one.add(new)
+            return
+    results.append(new)
 
 
 class GoodputBench(BaseModel):
@@ -88,6 +132,8 @@ class GoodputBench(BaseModel):
     speculative_config: dict[str, Any]
     synthetic_acceptance: float | None = None
     """Of each draft, whatever it was; None if the model judged."""
+    starts: int = 1
+    """Of the engines."""
     loads: list[LoadResult]
     table: list[tuple[int, int, int]] = Field(default_factory=list)
     """vLLM's ``num_speculative_tokens_per_batch_size``, tuned on the loads."""
@@ -102,8 +148,7 @@ def tuned_table(loads: Sequence[LoadResult]) -> BatchTable:
     return BatchTable.tuned(
         {
             load.batch_size: {
-                0 if name == PLAIN else int(name): way.tokens_per_second.median
-                for name, way in load.fixed.items()
+                int(name): way.tokens_per_second.median for name, way in load.fixed.items()
             }
             for load in loads
         }

@@ -36,11 +36,15 @@ class Inspection:
         return found
 
     def set_draft_lengths(
-        self, num_speculative_tokens: int, tokens_per_round: int | None = None
+        self,
+        num_speculative_tokens: int,
+        tokens_per_round: int | None = None,
+        confidence_threshold: float | None = None,
     ) -> None:
         """Draft fewer tokens from the next round on than the engine was started for.
 
-        KV slots and exit store stay as large as they are, so nothing else depends on it.
+        KV slots and exit store stay as large as they are, so nothing else depends on it. The threshold is left as it is
+        where none is given.
 
         Raises:
             OptionError: if it would draft more.
@@ -59,9 +63,16 @@ class Inspection:
         lengths = {
             "num_speculative_tokens": num_speculative_tokens,
             "tokens_per_round": tokens_per_round,
+            "confidence_threshold": plan.confidence_threshold
+            if confidence_threshold is None
+            else confidence_threshold,
         }
         drafter.plan = plan.model_copy(update=lengths)
         drafter.lengths = None
+
+    def weigh_drafts(self, on: bool) -> None:
+        """Leave goodput control aside from the next step on, or put it in charge again; it learns nothing meanwhile."""
+        self.model_runner.drafter.weighs = on
 
     def set_draft_table(self, entries: Sequence[tuple[int, int, int]]) -> None:
         """Draft at most what vLLM's table of batch sizes says, until :meth:`set_draft_lengths` is called."""

@@ -64,6 +64,8 @@ class EarlyExitProposer:
         """None if no draft is looked up."""
         self.goodput: GoodputControl | None = None
         """None if drafts are not weighed, or the engine has not started yet."""
+        self.weighs = True
+        """Whether goodput control is in charge, if there is any; not in some runs of benchmarks."""
         self.lengths: LengthPolicy | None = None
         """Bounds the drafts of each step; of benchmarks alone."""
         self.bounds = RequestBounds()

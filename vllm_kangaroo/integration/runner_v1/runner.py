@@ -180,7 +180,7 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     ) -> WeighedStep | None:
         """The step as goodput control sees it; None where drafts are not weighed."""
         goodput = self.drafter.goodput
-        if goodput is None:
+        if goodput is None or not self.drafter.weighs:
             return None
         names = self.input_batch.req_ids
         verified = scheduler_output.scheduled_spec_decode_tokens
