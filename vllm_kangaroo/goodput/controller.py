@@ -125,6 +125,17 @@ class GoodputController:
         self.stats.timed(seconds, predicted, tokens, drafting)
         self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
 
+    @property
+    def settled(self) -> bool:
+        """Nobody drafts, and nothing is being found out: the next steps are going to be like this one."""
+        return self.decides and not (self._drafts or self._drafting or self._cold or self._run.left)
+
+    def passed_over(self, steps: int, requests: int) -> None:
+        """So many steps like the newest, without drafts, were neither observed nor decided on."""
+        if self._cached is not None:
+            seconds = steps * self._cached.plan.plain_seconds
+            self.probes.earn(seconds, drafted=False, requests=requests)
+
     def open(self, slot: int) -> None:
         """A request begins, under a number that may have been another's."""
         self.acceptance.open(slot)
@@ -216,7 +227,17 @@ class GoodputController:
             cached.uses += 1
             return cached
         self._cached = cached = _Cached(key, *self._best(now, slots, contexts, limits))
+        if now.load.requests:
+            self.probes.weigh(self._most_gained(now.load))
         return cached
+
+    def _most_gained(self, load: Load) -> float:
+        """Tokens a second more than without drafts, if all were accepted: as a share of those without."""
+        count, lengths = load.requests, COUNTING[: self.most]
+        tokens = count + count * lengths
+        seconds = self.costs.verify_along(load, tokens) + self.costs.overhead(count)
+        seconds += self.costs.draft(count, load.kv_tokens) * lengths
+        return float((tokens / seconds).max()) / self._undrafted(load) - 1.0
 
     def _best(
         self, now: Verification, slots: Ints, contexts: Ints, limits: Ints

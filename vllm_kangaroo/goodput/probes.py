@@ -17,6 +17,8 @@ PLAIN_FIRST = 8
 """The same at first and at another load; twice as many each further time."""
 OTHER_LOAD = 2.0
 """Times as many requests, or as few, at which a load is another."""
+LEAST_WORTH = 0.1
+"""Of the share, what may be spent where drafts could hardly pay: what they cost may be known badly."""
 SAVED = 8
 """Probes that can be saved up for, at the cost of the dearest of late."""
 
@@ -24,11 +26,15 @@ SAVED = 8
 class ProbeBudget:
     """Seconds that probes may cost: all of them ``share`` of the time, and what can be saved up for, at the most.
 
-    A probe is paid at what it is predicted to cost, as if none of its drafts were accepted.
+    Where drafts would bring little even if all of them were accepted, little of the share is spent, and the rest is kept for
+    another load. A probe is paid at what it is predicted to cost, as if none of its drafts were accepted.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
+        self._worth = 1.0
+        self._aside = 0.0
+        """What was not worth spending, kept for another load."""
         self._saved = float("inf") if share else 0.0
         self._most = 0.0
         self._wanted = 0.0
@@ -47,17 +53,25 @@ class ProbeBudget:
         """Whether no step without drafts has been timed for long."""
         return self._drafted_in_a_row >= self._plain_after
 
+    def weigh(self, gain: float) -> None:
+        """If all drafts were accepted, drafting would bring so many tokens more than none does, as a share of these."""
+        self._worth = min(max(gain, LEAST_WORTH), 1.0)
+
     def earn(self, seconds: float, *, drafted: bool, requests: int = 1) -> None:
         """A step of so many requests has taken so long."""
-        self._saved += self._share * seconds
+        earned = self._share * seconds
+        self._saved += self._worth * earned
+        self._aside += (1.0 - self._worth) * earned
         if self._most:
             self._saved = min(self._saved, self._most)
+            self._aside = min(self._aside, self._most)
         self._count(drafted, requests)
 
     def _count(self, drafted: bool, requests: int) -> None:
         fewer, more = sorted((max(requests, 1), self._requests))
         if more >= OTHER_LOAD * fewer:
             self._requests, self._plain_after = max(requests, 1), PLAIN_FIRST
+            self._saved, self._aside = self._saved + self._aside, 0.0
         if drafted:
             self._drafted_in_a_row += 1
         elif self._drafted_in_a_row:
@@ -96,6 +110,11 @@ class ProbeRun:
     def begin(self, steps: int, *, plain: bool) -> None:
         """So many steps are to be made, without drafts or with some."""
         self._left, self._plain = steps, plain
+
+    @property
+    def left(self) -> int:
+        """Steps that are still to follow, of either kind."""
+        return self._left
 
     def is_under_way(self, *, plain: bool) -> bool:
         """Whether steps of this kind are still to follow."""

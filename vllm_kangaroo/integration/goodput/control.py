@@ -16,6 +16,12 @@ from vllm_kangaroo.integration.goodput.figures import GoodputFigures
 from vllm_kangaroo.ladder.spans import IntArray, Spans
 
 
+REST = 8
+"""Steps of which one is looked at while nobody drafts: looking takes a few per cent of the steps of a small model."""
+OTHER_LOAD = 0.25
+"""Share of requests that have come or gone after which it is looked at once."""
+
+
 class GoodputControl:
     """Told of every step of a runner; decides who drafts.
 
@@ -46,6 +52,39 @@ class GoodputControl:
         self._seen = Observations()
         self._load = Load(0)
         """Of the next verification."""
+        self._off: dict[str, int] = {}
+        """Requests without drafts by reason, until the newest step that was looked at."""
+        self._looked_at = 0
+        """Requests of that step."""
+        self._passed_over = 0
+        """Steps since then."""
+
+    def passes_over(self, request_ids: Sequence[str]) -> bool:
+        """Whether this step, which verified no draft, is like the one before it: then nobody drafts and nothing is learnt of it.
+
+        Depends on nothing that ranks do not share. A step that is passed over is over once this has been asked.
+        """
+        count, before = len(request_ids), self._looked_at
+        if not self.controller.settled or abs(count - before) > OTHER_LOAD * before:
+            return False
+        if self._passed_over + 1 >= REST:
+            return False
+        self._passed_over += 1
+        self._before = set(request_ids)
+        self._ended_at = self._clock()
+        return True
+
+    def _look(self, requests: int) -> None:
+        """A step is looked at; those that were passed over were as the one before them."""
+        steps, self._passed_over = self._passed_over, 0
+        off = self.controller.stats.off
+        if steps:
+            for why, count in off.items():
+                more = steps * (count - self._off.get(why, 0))
+                off[why] += more
+                self.controller.stats.lengths[0] += more
+            self.controller.passed_over(steps, self._looked_at)
+        self._off, self._looked_at = dict(off), requests
 
     def slots(self, request_ids: Sequence[str]) -> IntArray:
         """The number of each request here, new ones being opened: ``[requests]``."""
@@ -93,6 +132,7 @@ class GoodputControl:
         """
         now = self._clock()
         names = set(request_ids)
+        self._look(len(names))
         seen, self._seen = self._seen, Observations()
         # Plain numbers: of a few requests they take a fraction of what arrays do, and of many no more.
         ends, ran, made = spans.ends, spans.lengths.tolist(), drafts.tolist()

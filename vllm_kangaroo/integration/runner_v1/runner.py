@@ -101,6 +101,8 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     ) -> list[list[int]]:
         batch = self.input_batch
         drafts: list[list[int]] = [[] for _ in range(batch.num_reqs)]
+        if self._passed_over(scheduler_output):
+            return drafts
         sampled = np.flatnonzero([len(tokens) > 0 for tokens in sampled_token_ids])
         step = self._weighed(scheduler_output, sampled, sampled_token_ids)
         if len(sampled):
@@ -171,6 +173,16 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         drafted = self.drafter.draft(drafters, self._draft_sampling(rows))
         for row, token_ids in zip(rows, drafted, strict=True):
             drafts[row] = token_ids
+
+    def _passed_over(self, scheduler_output: SchedulerOutput) -> bool:
+        """Whether goodput control lets nobody draft without a look at the step; frontiers are then where they belong."""
+        drafter = self.drafter
+        goodput = drafter.goodput
+        if goodput is None or not drafter.weighs or drafter.lookups is not None:
+            return False
+        if scheduler_output.scheduled_spec_decode_tokens:
+            return False
+        return goodput.passes_over(self.input_batch.req_ids)
 
     def _weighed(
         self,
