@@ -12,7 +12,8 @@ import numpy as np
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
 from vllm_kangaroo.goodput.check_gains import CheckGains
 from vllm_kangaroo.goodput.checked_round import CheckedRound
-from vllm_kangaroo.goodput.controller import AnyRound, GoodputController
+from vllm_kangaroo.goodput.choice import AnyRound
+from vllm_kangaroo.goodput.controller import GoodputController
 from vllm_kangaroo.goodput.cost_model import CostModel
 from vllm_kangaroo.goodput.draft_round import Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence

@@ -7,13 +7,12 @@ is passed in, and what is decided depends on nothing but what was observed, so t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
-from vllm_kangaroo.goodput.checked_round import CheckedRound
+from vllm_kangaroo.goodput.choice import NOBODY, AnyRound, CachedPlan, Chosen
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.draft_round import COUNTING, DraftRound, Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
@@ -25,33 +24,8 @@ from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
 from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
 from vllm_kangaroo.goodput.reliability import Reliability
+from vllm_kangaroo.goodput.repeats import Kept, Repeats
 from vllm_kangaroo.goodput.small_round import FEW, SmallRound
-
-NOBODY = np.zeros(0, dtype=np.int64)
-
-
-AnyRound = DraftRound | SmallRound | CheckedRound
-
-
-@dataclass(slots=True)
-class _Cached:
-    key: tuple[int, int, int, bytes]
-    plan: LengthPlan
-    chains: Floats
-    checks: bool
-    uses: int = 0
-
-
-@dataclass(slots=True)
-class Chosen:
-    """Who drafts in a step."""
-
-    requests: Ints
-    """Their places among those that were asked about."""
-    limits: Ints
-    """Most drafts of each, ``[requests]``."""
-    round: AnyRound | None
-    """None if nobody does."""
 
 
 class GoodputController:
@@ -97,12 +71,14 @@ class GoodputController:
         self._awaited = False
         """Whether drafts may be on their way to verification."""
         self._run = ProbeRun()
+        self._requests = 1
         self._drafts = False
         """Whether there are any in the newest step."""
         self._cold = False
         """Whether it is the first of its kind, in a probe or behind one."""
+        self._repeats = Repeats()
         self._evidence = Evidence()
-        self._cached: _Cached | None = None
+        self._cached: CachedPlan | None = None
 
     def observe(self, seen: Observations, tokens: int) -> None:
         """Learn what the last step showed.
@@ -110,6 +86,9 @@ class GoodputController:
         Args:
             tokens: that it brought.
         """
+        steps, seconds = self._repeats.taken()
+        if steps:
+            self.probes.earn(seconds, drafted=True, requests=self._requests, steps=steps)
         if seen.verify is not None:
             self._compare(seen, tokens)
         if not self._cold:
@@ -197,36 +176,57 @@ class GoodputController:
         if load.requests:
             gain = self.goodput / self._undrafted(load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
+        probing = True
         if self.decides:
             chosen = self._tried(plan, chosen, load, contexts[can])
             drafts = bool(len(chosen)) or tokens > 0
-            self._cold = self._run.step() and drafts != self._drafts
+            probing = self._run.step()
+            self._cold = probing and drafts != self._drafts
             self._drafts = drafts
         self._account(chosen, plan, load, can)
+        self._requests = load.requests
         if not len(chosen):
+            self._repeats.keep(None)
             return Chosen(NOBODY, NOBODY, None)
         if len(chosen) == len(can):
             who, chains = can, cached.chains
         else:
             own = np.sort(chosen)
             who, chains = can[own], cached.chains[own]
+        kept = None
+        if not (probing or tokens or cached.checks) and len(chosen) == len(slots):
+            before = Verification(load, verification.tokens, verification.expected)
+            kept = Kept(slots.tobytes(), limits.tobytes(), who, chains, before, plan.seconds)
+        self._repeats.keep(kept)
         columns = slots[who], contexts[who], limits[who], chains
         starters = Starters(verification, *columns, weighed=self.decides)
         drafting = self._open(cached.checks, starters)
         return Chosen(who, limits[who], drafting)
 
+    def again(self, slots: Ints, contexts: Ints, limits: Ints) -> Chosen | None:
+        """What was chosen last, once more and unseen; None if :meth:`choose` is to be asked.
+
+        Args:
+            slots, contexts, limits: as of :meth:`choose`; no other drafts may be settled.
+        """
+        found = self._repeats.again(slots, contexts, limits)
+        if found is None:
+            return None
+        who, starters = found
+        return Chosen(who, starters.limits, self._open(False, starters), seen=False)
+
     def _open(self, checks: bool, who: Starters) -> AnyRound:
         kind = SmallRound if len(who.slots) <= FEW else DraftRound
         return kind(self.costs, self.reliability, who, self.clock)
 
-    def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> _Cached:
+    def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> CachedPlan:
         """The newest plan, if nothing that matters is otherwise: the requests, what is known of them, and their load."""
         key = (now.load.requests, now.load.prompt_tokens, now.tokens, slots.tobytes())
         cached = self._cached
         if cached is not None and cached.key == key and cached.uses < self.REUSED:
             cached.uses += 1
             return cached
-        self._cached = cached = _Cached(key, *self._best(now, slots, contexts, limits))
+        self._cached = cached = CachedPlan(key, *self._best(now, slots, contexts, limits))
         if now.load.requests:
             self.probes.weigh(self._most_gained(now.load))
         return cached
@@ -254,14 +254,16 @@ class GoodputController:
         done = chosen.round
         if done is None:
             return
-        done.end()
         lengths = done.lengths
-        self._pending.put(done.slots, lengths, done.confidences)
-        self._awaited = True
-        self.stats.expected += done.verification.expected - done.settled
         counted = self.stats.lengths
         for length in lengths.tolist():
             counted[length] += 1
+        if not chosen.seen:
+            return
+        done.end()
+        self._pending.put(done.slots, lengths, done.confidences)
+        self._awaited = True
+        self.stats.expected += done.verification.expected - done.settled
 
     def rate(self, load: Load) -> float:
         """Tokens a second of steps like this, drafts bringing what they did of late: what a second is worth.

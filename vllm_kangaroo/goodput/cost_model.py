@@ -90,6 +90,18 @@ class PassCost:
             found += known[at] * feature
         return found
 
+    def after(self, tokens: int, more: int, kv_tokens: float, *others: float) -> list[float]:
+        """Of passes over ``tokens`` and one to ``more`` further ones: plain numbers in one call."""
+        fixed, scale, each, kv, *rest = self.fit.coefficients
+        fixed += kv * kv_tokens
+        for coefficient, feature in zip(rest, others, strict=True):
+            fixed += coefficient * feature
+        curve = self._curve
+        return [
+            fixed + scale * curve(width) + each * width
+            for width in range(tokens + 1, tokens + more + 1)
+        ]
+
     def along(self, tokens: Floats, kv_tokens: Floats | float, *others: float) -> Floats:
         """Of passes over each of ``tokens``, of any shape."""
         fixed, scale, each, kv, *more = self.fit.coefficients
@@ -140,6 +152,18 @@ class CostModel:
         """The same with drafts, of each of ``tokens``."""
         rest = (float(load.requests), float(load.prompt_tokens), 1.0)
         return self._verify.along(tokens + load.prompt_tokens, load.kv_tokens, *rest)
+
+    def verify_after(self, load: Load, tokens: int, more: int) -> list[float]:
+        """The same with drafts, of one to ``more`` tokens beyond ``tokens``."""
+        rest = (float(load.requests), float(load.prompt_tokens), 1.0)
+        return self._verify.after(tokens + load.prompt_tokens, more, load.kv_tokens, *rest)
+
+    def draft_up_to(self, requests: int, kv_tokens: float) -> list[float]:
+        """Draft passes over one to so many requests, ``kv_tokens`` each."""
+        return [
+            seconds + self._draft.fit.coefficients[3] * kv_tokens * count
+            for count, seconds in enumerate(self._draft.after(0, requests, 0.0), 1)
+        ]
 
     def draft(self, requests: float, kv_tokens: float) -> float:
         """A draft pass."""

@@ -27,6 +27,8 @@ class LengthPlan:
     plain: float
     """The same without drafting."""
     plain_seconds: float
+    seconds: float
+    """Of the step and its drafting."""
 
 
 def plan_lengths(
@@ -51,7 +53,7 @@ def plan_lengths(
     plain = expected / plain_seconds
     count, most = chains.shape
     if not count:
-        return LengthPlan(np.arange(0), 0, 0, 0.0, plain, plain_seconds)
+        return LengthPlan(np.arange(0), 0, 0, 0.0, plain, plain_seconds, plain_seconds)
     lengths = COUNTING[:most]
     within = lengths <= limits[:, None]
     gains = np.cumsum(np.cumprod(chains, axis=1) * within, axis=1)
@@ -67,5 +69,11 @@ def plan_lengths(
     best = int(goodput.argmax())
     requests, length = divmod(best, most)
     return LengthPlan(
-        order, requests + 1, length + 1, float(goodput.flat[best]), plain, plain_seconds
+        order,
+        requests + 1,
+        length + 1,
+        float(goodput.flat[best]),
+        plain,
+        plain_seconds,
+        float(seconds.flat[best]),
     )

@@ -57,23 +57,23 @@ class ProbeBudget:
         """If all drafts were accepted, drafting would bring so many tokens more than none does, as a share of these."""
         self._worth = min(max(gain, LEAST_WORTH), 1.0)
 
-    def earn(self, seconds: float, *, drafted: bool, requests: int = 1) -> None:
-        """A step of so many requests has taken so long."""
+    def earn(self, seconds: float, *, drafted: bool, requests: int = 1, steps: int = 1) -> None:
+        """Steps of so many requests have taken so long, all of them."""
         earned = self._share * seconds
         self._saved += self._worth * earned
         self._aside += (1.0 - self._worth) * earned
         if self._most:
             self._saved = min(self._saved, self._most)
             self._aside = min(self._aside, self._most)
-        self._count(drafted, requests)
+        self._count(drafted, requests, steps)
 
-    def _count(self, drafted: bool, requests: int) -> None:
+    def _count(self, drafted: bool, requests: int, steps: int) -> None:
         fewer, more = sorted((max(requests, 1), self._requests))
         if more >= OTHER_LOAD * fewer:
             self._requests, self._plain_after = max(requests, 1), PLAIN_FIRST
             self._saved, self._aside = self._saved + self._aside, 0.0
         if drafted:
-            self._drafted_in_a_row += 1
+            self._drafted_in_a_row += steps
         elif self._drafted_in_a_row:
             self._drafted_in_a_row = 0
             self._plain_after = min(2 * self._plain_after, PLAIN_EVERY)

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from vllm_kangaroo.goodput.controller import Chosen, GoodputController
+from vllm_kangaroo.goodput.choice import Chosen
+from vllm_kangaroo.goodput.controller import GoodputController
 from vllm_kangaroo.goodput.cost_model import Load
 from vllm_kangaroo.goodput.goodput_stats import Off
 from vllm_kangaroo.goodput.lookup_control import LookupControl
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.integration.goodput.figures import GoodputFigures
 from vllm_kangaroo.ladder.spans import IntArray, Spans
-
 
 REST = 8
 """Steps of which one is looked at while nobody drafts: looking takes a few per cent of the steps of a small model."""
@@ -41,6 +41,7 @@ class GoodputControl:
         self.controller = controller
         self.lookups = lookups
         self.figures = GoodputFigures(controller, clock)
+        self._may_repeat = lookups is None and controller.decides
         self._share = share
         self._clock = clock
         self._slot_of: dict[str, int] = {}
@@ -58,6 +59,11 @@ class GoodputControl:
         """Requests of that step."""
         self._passed_over = 0
         """Steps since then."""
+        self._names: list[str] = []
+        self._slots = np.zeros(0, dtype=np.int64)
+        """Of the step before, all of whose requests got tokens."""
+        self._unseen = False
+        """Whether that one drafted unseen, as the one before it."""
 
     def passes_over(self, request_ids: Sequence[str]) -> bool:
         """Whether this step, which verified no draft, is like the one before it: then nobody drafts and nothing is learnt of it.
@@ -130,6 +136,9 @@ class GoodputControl:
         Returns:
             Numbers of these requests, as :meth:`choose` takes them.
         """
+        same = self._unseen and len(sampled) == len(request_ids) and request_ids == self._names
+        if same and not any(ended):
+            return self._slots
         now = self._clock()
         names = set(request_ids)
         self._look(len(names))
@@ -152,6 +161,8 @@ class GoodputControl:
         waiting = [tokens for tokens in prompts if tokens]
         running = len(rows) - sum(ended) + len(waiting)
         self._load = Load(running, kv_tokens, sum(waiting))
+        self._unseen = False
+        self._names, self._slots = list(request_ids), slots
         return slots
 
     def trim(
@@ -178,7 +189,11 @@ class GoodputControl:
         expected: float = 0.0,
     ) -> Chosen:
         """See :meth:`vllm_kangaroo.goodput.controller.GoodputController.choose`."""
-        return self.controller.choose(
+        chosen = None
+        if self._may_repeat and len(slots) == len(self._names):
+            chosen = self.controller.again(slots, contexts, limits)
+        self._unseen = chosen is not None
+        return chosen or self.controller.choose(
             self._load, slots, contexts, limits, tokens=tokens, expected=expected
         )
 
@@ -186,7 +201,8 @@ class GoodputControl:
         """A step is over, whatever was chosen in it has been drafted."""
         if chosen is not None and chosen.round is not None:
             self.controller.end(chosen)
-            self._seen = chosen.round.observations()
+            if chosen.seen:
+                self._seen = chosen.round.observations()
         self._ended_at = self._clock()
 
     def leave_out(self, why: Off, requests: int) -> None:

@@ -1,0 +1,68 @@
+"""Steps that draft like the one before them without being looked at: to look takes time too, much of a small model's step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_kangaroo.goodput.acceptance import Ints
+from vllm_kangaroo.goodput.draft_round import Starters, Verification
+from vllm_kangaroo.goodput.least_squares import Floats
+
+LOOK_EVERY = 0.05
+"""Seconds between two steps that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A choice, and what it was made for."""
+
+    slots: bytes
+    limits: bytes
+    who: Ints
+    """Places of the requests that drafted."""
+    chains: Floats
+    """Theirs, ``[who, positions]``."""
+    before: Verification
+    """As it was before anything was drafted; not to be changed."""
+    seconds: float
+    """Of such a step."""
+
+
+class Repeats:
+    """The newest choice, for as long as it may be made again unseen.
+
+    By predicted seconds rather than a clock, so that all ranks of an engine repeat alike.
+    """
+
+    def __init__(self) -> None:
+        self._kept: Kept | None = None
+        self._steps = 0
+        self._unseen = 0.0
+        self._left = 0.0
+        """Predicted seconds until the next look."""
+
+    def keep(self, choice: Kept | None) -> None:
+        """A step has been looked at; None if it is none to be repeated."""
+        self._kept = choice
+        self._left = LOOK_EVERY if choice is None else LOOK_EVERY - choice.seconds
+
+    def again(self, slots: Ints, contexts: Ints, limits: Ints) -> tuple[Ints, Starters] | None:
+        """Who drafts once more, as :meth:`GoodputController.choose` says it; None if it is to be asked."""
+        kept = self._kept
+        if kept is None or self._left < kept.seconds:
+            return None
+        if slots.tobytes() != kept.slots or limits.tobytes() != kept.limits:
+            return None
+        self._left -= kept.seconds
+        self._steps += 1
+        self._unseen += kept.seconds
+        who, before = kept.who, kept.before
+        verification = Verification(before.load, before.tokens, before.expected)
+        columns = slots[who], contexts[who], limits[who], kept.chains
+        return who, Starters(verification, *columns)
+
+    def taken(self) -> tuple[int, float]:
+        """How many steps were repeated since the last call, and their predicted seconds."""
+        found = self._steps, self._unseen
+        self._steps, self._unseen = 0, 0.0
+        return found
