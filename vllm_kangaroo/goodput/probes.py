@@ -14,7 +14,7 @@ and weights, and takes longer than those that follow it."""
 PLAIN_EVERY = 128
 """Steps with drafts after which some without are due, at most."""
 PLAIN_FIRST = 8
-"""The same at first and at another load; twice as many each further time."""
+"""The same at first, of each load; twice as many each further time."""
 OTHER_LOAD = 2.0
 """Times as many requests, or as few, at which a load is another."""
 LEAST_WORTH = 0.1
@@ -40,8 +40,10 @@ class ProbeBudget:
         self._wanted = 0.0
         self._next = 0
         self._drafted_in_a_row = 0
-        self._plain_after = PLAIN_FIRST
-        self._requests = 1
+        self._after: dict[int, int] = {}
+        """:attr:`_plain_after` by loads, which are told apart by powers of two."""
+        self._requests = self._load = 1
+        """Of the newest step, and those of the load that it belongs to."""
 
     @property
     def affordable(self) -> bool:
@@ -52,6 +54,10 @@ class ProbeBudget:
     def plain_due(self) -> bool:
         """Whether no step without drafts has been timed for long."""
         return self._drafted_in_a_row >= self._plain_after
+
+    @property
+    def _plain_after(self) -> int:
+        return self._after.get(self._requests.bit_length(), PLAIN_FIRST)
 
     def weigh(self, gain: float) -> None:
         """If all drafts were accepted, drafting would bring so many tokens more than none does, as a share of these."""
@@ -68,15 +74,16 @@ class ProbeBudget:
         self._count(drafted, requests, steps)
 
     def _count(self, drafted: bool, requests: int, steps: int) -> None:
-        fewer, more = sorted((max(requests, 1), self._requests))
+        fewer, more = sorted((max(requests, 1), self._load))
         if more >= OTHER_LOAD * fewer:
-            self._requests, self._plain_after = max(requests, 1), PLAIN_FIRST
+            self._load = max(requests, 1)
             self._saved, self._aside = self._saved + self._aside, 0.0
         if drafted:
             self._drafted_in_a_row += steps
         elif self._drafted_in_a_row:
             self._drafted_in_a_row = 0
-            self._plain_after = min(2 * self._plain_after, PLAIN_EVERY)
+            self._after[self._requests.bit_length()] = min(2 * self._plain_after, PLAIN_EVERY)
+        self._requests = requests
 
     def spend(self, seconds: float) -> bool:
         """Pay for a probe, if there is enough."""

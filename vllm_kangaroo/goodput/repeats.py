@@ -10,6 +10,8 @@ from vllm_kangaroo.goodput.least_squares import Floats
 
 LOOK_EVERY = 0.05
 """Seconds between two steps that are looked at."""
+LEARNING = 256
+"""Steps that are looked at all the same, before any is repeated: little is known then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,16 @@ class Repeats:
     def __init__(self) -> None:
         self._kept: Kept | None = None
         self._steps = 0
+        self._looks = 0
         self._unseen = 0.0
         self._left = 0.0
         """Predicted seconds until the next look."""
 
     def keep(self, choice: Kept | None) -> None:
         """A step has been looked at; None if it is none to be repeated."""
-        self._kept = choice
-        self._left = LOOK_EVERY if choice is None else LOOK_EVERY - choice.seconds
+        self._looks += 1
+        self._kept = choice if self._looks >= LEARNING else None
+        self._left = LOOK_EVERY - (choice.seconds if choice is not None else 0.0)
 
     def again(self, slots: Ints, contexts: Ints, limits: Ints) -> tuple[Ints, Starters] | None:
         """Who drafts once more, as :meth:`GoodputController.choose` says it; None if it is to be asked."""
