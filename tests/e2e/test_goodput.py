@@ -15,6 +15,7 @@ from tests.e2e.fixed_costs import fix
 from tests.e2e.held import leaks
 from tests.e2e.prompts import QUESTIONS, STORY, chat, encode, mixed
 from vllm_kangaroo import tiny_adapter
+from vllm_kangaroo.goodput import repeats
 from vllm_kangaroo.goodput.cost_model import CostModel
 from vllm_kangaroo.goodput.cost_profile import CostProfile
 from vllm_kangaroo.goodput.goodput_stats import Off
@@ -147,6 +148,39 @@ def test_nothing_is_drafted_where_it_does_not_pay(
     assert counters["passes"][0] == counters["passes"][1] > 0
     assert counters["reused"] == [0, 0]
     assert seen["off"][Off.ACCEPTANCE] + seen["off"][Off.LOAD] > 100
+
+
+@pytest.mark.parametrize("draft", [CHEAP, DEAR])
+def test_steps_that_are_not_looked_at_change_no_token(
+    ours: Engine, expected: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch, draft: float
+) -> None:
+    """Neither those that draft as the one before them nor those that do not; without lookup, which looks at all."""
+    fix(ours, draft, token=2.0 if draft == DEAR else 0.05)
+    control = ours.proposer.goodput
+    unseen: dict[str, list[bool]] = {"again": [], "passes_over": []}
+    for owner, name in ((control.controller, "again"), (control, "passes_over")):
+        asked = getattr(owner, name)
+
+        def ask(*args: Any, of: Any = asked, said: list[bool] = unseen[name]) -> Any:
+            answer = of(*args)
+            said.append(bool(answer))
+            return answer
+
+        monkeypatch.setattr(owner, name, ask)
+    monkeypatch.setattr(repeats, "LEARNING", 0)
+    monkeypatch.setattr(repeats, "LOOK_EVERY", 1.0)
+    monkeypatch.setattr(control, "_may_repeat", True)
+    monkeypatch.setattr(ours.proposer, "lookups", None)
+    with watched(ours) as seen:
+        outputs = [tokens_of(ours.generate([prompt], **OPTIONS)) for prompt in prompts()[:4]]
+        together = tokens_of(ours.generate(prompts(), **OPTIONS))
+    assert outputs == [[one] for one in expected[:4]]
+    assert together == expected
+    if draft == DEAR:
+        assert sum(unseen["passes_over"]) > 50
+        return
+    assert sum(unseen["again"]) > 10
+    assert sum(seen["lengths"][1:]) == seen["counters"]["rounds"], "not all were counted"
 
 
 def test_costs_are_learnt_where_nothing_is_decided(

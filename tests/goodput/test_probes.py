@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from vllm_kangaroo.goodput.probes import PLAIN_EVERY, PLAIN_FIRST, ProbeBudget, ProbeRun
+import pytest
+
+from vllm_kangaroo.goodput.probes import (
+    LEAST_WORTH,
+    PLAIN_EVERY,
+    PLAIN_FIRST,
+    SAVED,
+    ProbeBudget,
+    ProbeRun,
+)
 
 
 def drafted_until_due(budget: ProbeBudget, requests: int) -> int:
@@ -23,13 +32,55 @@ def test_a_step_without_drafts_is_due_soon_at_first_and_ever_more_seldom() -> No
     assert waits == sorted(waits) and waits[-2:] == [PLAIN_EVERY, PLAIN_EVERY]
 
 
-def test_another_load_begins_anew() -> None:
+def test_each_load_begins_by_itself() -> None:
     budget = ProbeBudget(0.01)
-    for requests in (8, 12, 5):
+    for requests in (8, 12, 15):
         waits = [drafted_until_due(budget, requests) for _ in range(5)]
     assert waits[0] == PLAIN_EVERY, "about as many requests are no other load"
     for requests in (16, 4):
         assert drafted_until_due(budget, requests) == PLAIN_FIRST
+    assert drafted_until_due(budget, 8) == PLAIN_EVERY, "what a load took was forgotten"
+
+
+def test_steps_that_were_not_looked_at_count() -> None:
+    budget = ProbeBudget(0.01)
+    budget.earn(0.1, drafted=True, steps=PLAIN_FIRST - 1)
+    assert not budget.plain_due
+    budget.earn(0.01, drafted=True)
+    assert budget.plain_due
+
+
+def spent(budget: ProbeBudget, seconds: int, requests: int) -> int:
+    """Milliseconds that probes are granted in so many seconds."""
+    granted = 0
+    for _ in range(100 * seconds):
+        budget.earn(0.01, drafted=False, requests=requests)
+        granted += budget.spend(0.001)
+    return granted
+
+
+def test_little_is_spent_where_drafts_can_bring_little() -> None:
+    budget = ProbeBudget(0.01)
+    budget.weigh(2.0)
+    spent(budget, 1, 32)
+    assert spent(budget, 10, 32) == pytest.approx(100, abs=2)
+    budget.weigh(0.3)
+    spent(budget, 1, 32)
+    assert spent(budget, 10, 32) == pytest.approx(30, abs=2)
+    budget.weigh(-0.5)
+    spent(budget, 1, 32)
+    assert spent(budget, 10, 32) == pytest.approx(100 * LEAST_WORTH, abs=2)
+
+
+def test_what_was_not_worth_spending_is_there_at_another_load() -> None:
+    budget = ProbeBudget(0.01)
+    budget.weigh(-0.5)
+    spent(budget, 10, 32)
+    budget.weigh(1.0)
+    assert spent(budget, 1, 2) == pytest.approx(10 + SAVED, abs=2), (
+        "8 probes saved up, and its share"
+    )
+    assert spent(budget, 1, 2) == pytest.approx(10, abs=1)
 
 
 def test_a_probe_takes_its_steps_and_no_others() -> None:

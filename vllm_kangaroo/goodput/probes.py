@@ -66,8 +66,10 @@ class ProbeBudget:
     def earn(self, seconds: float, *, drafted: bool, requests: int = 1, steps: int = 1) -> None:
         """Steps of so many requests have taken so long, all of them."""
         earned = self._share * seconds
-        self._saved += self._worth * earned
-        self._aside += (1.0 - self._worth) * earned
+        # Where drafts are made, what is to be found out is whether none would be better: that may be worth anything.
+        worth = 1.0 if drafted else self._worth
+        self._saved += worth * earned
+        self._aside += (1.0 - worth) * earned
         if self._most:
             self._saved = min(self._saved, self._most)
             self._aside = min(self._aside, self._most)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vllm_kangaroo.adapters.config import AdapterConfig
+from vllm_kangaroo.goodput import repeats
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel
 from vllm_kangaroo.goodput.controller import GoodputController
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
@@ -18,7 +19,7 @@ from vllm_kangaroo.goodput.lookup_control import LookupControl
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.reliability import Reliability
 from vllm_kangaroo.integration.goodput.build import prior_of
-from vllm_kangaroo.integration.goodput.control import GoodputControl
+from vllm_kangaroo.integration.goodput.control import REST, GoodputControl
 from vllm_kangaroo.integration.goodput.weighed_step import WeighedStep
 from vllm_kangaroo.ladder.spans import Spans
 
@@ -149,6 +150,108 @@ def test_a_number_of_a_request_that_ended_is_another_s() -> None:
     control.close("unknown")
     assert control.slots(["b", "c"]).tolist() == [1, 0]
     assert control.controller.acceptance._hits[0] == 0.0
+
+
+def undrafted(bench: Bench, names: list[str], context: int) -> bool:
+    """A step in which nobody drafts; whether it was passed over."""
+    bench.now += 0.01
+    if bench.control.passes_over(names):
+        return True
+    count = len(names)
+    step = bench.step(names, [(context, 1)] * count, [0] * count, [1] * count)
+    observe(step, [context + 1] * count, [9] * count)
+    assert not len(step.choose(np.full(count, 4)))
+    step.end()
+    return False
+
+
+def test_most_steps_in_which_nobody_drafts_are_passed_over() -> None:
+    """They are counted, and the time of one that is looked at is its own."""
+    bench = Bench(acceptance=0.02)
+    stats = bench.control.controller.stats
+    names = list("abcdefgh")
+    assert not bench.control.passes_over(names), "nothing has been decided yet"
+    passed = [undrafted(bench, names, 10 + at) for at in range(1 + 3 * REST)]
+    assert passed == [False, *([True] * (REST - 1) + [False]) * 3]
+    assert stats.lengths[0] == sum(stats.off.values()) == 8 * len(passed)
+    assert stats.steps == 3
+    assert bench.shared[-1].verify is not None
+    assert bench.shared[-1].verify[0] == pytest.approx(0.01)
+    assert undrafted(bench, names, 50)
+    assert undrafted(bench, names[:6], 51), "two of eight have ended"
+    assert not undrafted(bench, names[:5], 52), "this is another load"
+
+
+def test_time_that_is_passed_over_pays_for_probes_too() -> None:
+    bench = Bench(acceptance=0.3, probe_share=0.05)
+    controller, budget = bench.control.controller, bench.control.controller.probes
+    for _ in range(200):
+        controller.costs.observe_verify(0.01, Load(1, 14), 1, drafted=False)
+        controller.costs.observe_verify(0.02, Load(1, 14), 2, drafted=True)
+        controller.costs.observe_draft(0.01, 1, 14)
+    budget.spend(budget._saved if budget._saved < 1e9 else 0.0)
+    budget._saved, budget._wanted, budget._most = 0.0, 99.0, 1.0
+    undrafted(bench, ["a"], 10)
+    undrafted(bench, ["a"], 11)
+    before = budget._saved + budget._aside
+    for at in range(REST):
+        undrafted(bench, ["a"], 12 + at)
+    earned = budget._saved + budget._aside - before
+    assert earned == pytest.approx(0.05 * REST * 0.01, rel=0.2)
+
+
+def test_nothing_is_passed_over_where_nothing_is_decided() -> None:
+    bench = Bench(acceptance=0.02, decide=False)
+    for at in range(REST):
+        assert not bench.control.passes_over(["a"])
+        bench.step(["a"], [(at, 1)], [0], [0]).end()
+
+
+def drafting(bench: Bench, names: list[str], before: list[int], limit: int = 4) -> list[int]:
+    """A step of requests of which all drafts are accepted; how many drafts each then makes."""
+    bench.now += 0.004
+    ended = [at for at, count in enumerate(before) if count]
+    step = bench.step(
+        names, [(50, 1 + each) for each in before], before, [1 + each for each in before]
+    )
+    observe(step, [51] * len(names), [limit] * len(names))
+    chosen = step.choose(np.full(len(names), limit))
+    made = [0] * len(names)
+    alive = list(range(len(chosen)))
+    while alive:
+        bench.now += 0.0002
+        for who in alive:
+            made[chosen[who]] += 1
+        may = [made[chosen[who]] < limit for who in alive]
+        pace: Any = step.pace
+        going = pace.keep(alive, [0.9] * len(alive), may)
+        alive = [who for who, on in zip(alive, going, strict=True) if on]
+    step.end()
+    assert not ended or len(names)
+    return made
+
+
+def test_drafting_is_repeated_unseen_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is drafted is counted; what is learnt from is what was looked at."""
+    monkeypatch.setattr(repeats, "LEARNING", 50)
+    bench = Bench(acceptance=0.9)
+    controller = bench.control.controller
+    names, made, drafted = ["a", "b"], [0, 0], 0
+    for _ in range(60):
+        made = drafting(bench, names, made)
+    looks, accepted = len(bench.shared), controller.stats.accepted
+    assert 51 <= looks < 60
+    for _ in range(100):
+        made = drafting(bench, names, made)
+        drafted += sum(map(bool, made))
+    assert drafted > 190
+    assert 5 < len(bench.shared) - looks < 40
+    assert sum(controller.stats.lengths[1:]) >= drafted + 100
+    assert 0 < controller.stats.accepted - accepted < 300, "of what was looked at alone"
+    looks = len(bench.shared)
+    for number in range(4):  # a batch that is another each time is looked at each time
+        made = drafting(bench, ["a", f"c{number}"], made)
+    assert len(bench.shared) >= looks + 4
 
 
 def survivals(share: float, drafts: int = 4) -> list[float]:
