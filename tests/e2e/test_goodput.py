@@ -150,18 +150,15 @@ def test_nothing_is_drafted_where_it_does_not_pay(
     assert seen["off"][Off.ACCEPTANCE] + seen["off"][Off.LOAD] > 100
 
 
-@pytest.mark.parametrize("draft", [CHEAP, DEAR])
-def test_steps_that_are_not_looked_at_change_no_token(
-    ours: Engine, expected: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch, draft: float
-) -> None:
-    """Neither those that draft as the one before them nor those that do not; without lookup, which looks at all."""
-    fix(ours, draft, token=2.0 if draft == DEAR else 0.05)
+@pytest.fixture
+def unseen(ours: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
+    """Steps are left unseen wherever they may be, with lookup off, which looks at all; what was answered, by what was asked."""
     control = ours.proposer.goodput
-    unseen: dict[str, list[bool]] = {"again": [], "passes_over": []}
+    found: dict[str, list[bool]] = {"again": [], "passes_over": []}
     for owner, name in ((control.controller, "again"), (control, "passes_over")):
         asked = getattr(owner, name)
 
-        def ask(*args: Any, of: Any = asked, said: list[bool] = unseen[name]) -> Any:
+        def ask(*args: Any, of: Any = asked, said: list[bool] = found[name]) -> Any:
             answer = of(*args)
             said.append(bool(answer))
             return answer
@@ -171,6 +168,15 @@ def test_steps_that_are_not_looked_at_change_no_token(
     monkeypatch.setattr(repeats, "LOOK_EVERY", 1.0)
     monkeypatch.setattr(control, "_may_repeat", True)
     monkeypatch.setattr(ours.proposer, "lookups", None)
+    return found
+
+
+@pytest.mark.parametrize("draft", [CHEAP, DEAR])
+def test_steps_that_are_not_looked_at_change_no_token(
+    ours: Engine, expected: list[list[list[int]]], unseen: dict[str, list[bool]], draft: float
+) -> None:
+    """Neither those that draft as the one before them nor those that do not."""
+    fix(ours, draft, token=2.0 if draft == DEAR else 0.05)
     with watched(ours) as seen:
         outputs = [tokens_of(ours.generate([prompt], **OPTIONS)) for prompt in prompts()[:4]]
         together = tokens_of(ours.generate(prompts(), **OPTIONS))
@@ -181,6 +187,26 @@ def test_steps_that_are_not_looked_at_change_no_token(
         return
     assert sum(unseen["again"]) > 10
     assert sum(seen["lengths"][1:]) == seen["counters"]["rounds"], "not all were counted"
+
+
+def test_drafting_that_begins_and_ends_unseen(
+    ours: Engine, expected: list[list[list[int]]], unseen: dict[str, list[bool]]
+) -> None:
+    """Steps that were passed over leave the frontiers where drafting goes on from."""
+    ended: dict[str, list[int]] = {}
+    with watched(ours) as seen:
+        for at, prompt in enumerate(prompts()[:4]):
+            ours.submit(str(at), prompt, **OPTIONS)
+        step = 0
+        while ours.llm.llm_engine.has_unfinished_requests():
+            dear = step // 5 % 2 == 0
+            if step % 5 == 0:
+                fix(ours, DEAR if dear else CHEAP, token=2.0 if dear else 0.02)
+            ended |= ours.step()
+            step += 1
+    assert [[ended[str(at)]] for at in range(4)] == expected[:4]
+    assert sum(unseen["passes_over"]) > 3 and sum(unseen["again"]) > 0
+    assert seen["counters"]["drafted"] > 0 and seen["lengths"][0] > 0
 
 
 def test_costs_are_learnt_where_nothing_is_decided(

@@ -6,6 +6,7 @@ import pytest
 
 from vllm_kangaroo.goodput.probes import (
     LEAST_WORTH,
+    OFF,
     PLAIN_EVERY,
     PLAIN_FIRST,
     SAVED,
@@ -40,6 +41,17 @@ def test_each_load_begins_by_itself() -> None:
     for requests in (16, 4):
         assert drafted_until_due(budget, requests) == PLAIN_FIRST
     assert drafted_until_due(budget, 8) == PLAIN_EVERY, "what a load took was forgotten"
+
+
+def test_what_is_drafted_anew_is_compared_soon() -> None:
+    budget = ProbeBudget(0.01)
+    for _ in range(6):
+        drafted_until_due(budget, 1)
+    budget.earn(0.1, drafted=False, steps=OFF)
+    for _ in range(6):  # drafts that are tried for two steps are no reason to compare more seldom
+        budget.earn(0.01, drafted=True, steps=2)
+        budget.earn(0.01, drafted=False)
+    assert drafted_until_due(budget, 1) == PLAIN_FIRST
 
 
 def test_steps_that_were_not_looked_at_count() -> None:

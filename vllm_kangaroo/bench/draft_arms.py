@@ -57,7 +57,7 @@ class DraftArms:
 
     def controlled(self) -> ToldEngine:
         """Goodput control's own choice, up to the config's number of drafts."""
-        threshold = float(self._config.get("confidence_threshold", 0.0))
+        threshold = float(self._config.get("confidence_threshold") or 0.0)
         return self._told(self._lengths(_most(self._config), threshold), weighed=True)
 
     def fixed(self, length: int) -> ToldEngine:

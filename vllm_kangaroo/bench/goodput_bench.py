@@ -113,7 +113,7 @@ def _run(
     engines |= {str(each): arms.fixed(each) for each in lengths}
     engines[BANDIT] = arms.by_bandit(lengths)
     batches, rates = sorted(set(options.batch_size)), sorted({*options.rate} - {0.0})
-    filling = FILLING * max(batches) if rates else 0
+    filling = FILLING * max(batches) if rates and found.capacity is None else 0
     answers = options.rounds * len(engines) * sum(map(needed, batches)) + filling
     answers += options.rounds * (len(engines) + 1) * options.requests * len(rates)
     with Progress(console, "running all loads", answers, unit="answers") as told:
@@ -131,8 +131,7 @@ def _run(
         engines[TABLE] = arms.by_table(found.table)
         if found.capacity is None:  # rates are the same for all starts
             plain.reset_prefix_cache()
-            many = requests[:filling]
-            found.capacity = capacity(plain, many, max(batches), advance=told.advance)
+            found.capacity = capacity(plain, requests[:filling], max(batches), advance=told.advance)
         for rate in rates:
             arriving = [
                 poisson(requests[: options.requests], rate * found.capacity, seed)

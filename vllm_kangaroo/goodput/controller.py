@@ -72,6 +72,7 @@ class GoodputController:
         """Whether drafts may be on their way to verification."""
         self._run = ProbeRun()
         self._requests = 1
+        """Of the newest step that was looked at."""
         self._drafts = False
         """Whether there are any in the newest step."""
         self._cold = False
@@ -113,7 +114,7 @@ class GoodputController:
         """So many steps like the newest, without drafts, were neither observed nor decided on."""
         if self._cached is not None:
             seconds = steps * self._cached.plan.plain_seconds
-            self.probes.earn(seconds, drafted=False, requests=requests)
+            self.probes.earn(seconds, drafted=False, requests=requests, steps=steps)
 
     def open(self, slot: int) -> None:
         """A request begins, under a number that may have been another's."""

@@ -14,7 +14,9 @@ and weights, and takes longer than those that follow it."""
 PLAIN_EVERY = 128
 """Steps with drafts after which some without are due, at most."""
 PLAIN_FIRST = 8
-"""The same at first, of each load; twice as many each further time."""
+"""The same at first, of each load, and when drafts are made anew; twice as many each further time."""
+OFF = 16
+"""Steps without drafts after which those that follow are made anew."""
 OTHER_LOAD = 2.0
 """Times as many requests, or as few, at which a load is another."""
 LEAST_WORTH = 0.1
@@ -39,7 +41,7 @@ class ProbeBudget:
         self._most = 0.0
         self._wanted = 0.0
         self._next = 0
-        self._drafted_in_a_row = 0
+        self._drafted_in_a_row = self._plain_in_a_row = 0
         self._after: dict[int, int] = {}
         """:attr:`_plain_after` by loads, which are told apart by powers of two."""
         self._requests = self._load = 1
@@ -80,12 +82,17 @@ class ProbeBudget:
         if more >= OTHER_LOAD * fewer:
             self._load = max(requests, 1)
             self._saved, self._aside = self._saved + self._aside, 0.0
+        self._requests = requests
         if drafted:
             self._drafted_in_a_row += steps
-        elif self._drafted_in_a_row:
-            self._drafted_in_a_row = 0
-            self._after[self._requests.bit_length()] = min(2 * self._plain_after, PLAIN_EVERY)
-        self._requests = requests
+            self._plain_in_a_row = 0
+            return
+        if self.plain_due:
+            self._after[requests.bit_length()] = min(2 * self._plain_after, PLAIN_EVERY)
+        self._drafted_in_a_row = 0
+        self._plain_in_a_row += steps
+        if self._plain_in_a_row >= OFF:
+            self._after.pop(requests.bit_length(), None)
 
     def spend(self, seconds: float) -> bool:
         """Pay for a probe, if there is enough."""
