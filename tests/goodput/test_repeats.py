@@ -14,8 +14,8 @@ SLOTS, CONTEXTS, LIMITS = np.array([3, 5, 8]), np.array([70, 80, 90]), np.array(
 KEPT = Kept(
     slots=SLOTS.tobytes(),
     limits=LIMITS.tobytes(),
-    who=np.array([0, 2]),
-    chains=np.array([[0.8, 0.7], [0.6, 0.5]]),
+    who=np.arange(3),
+    chains=np.array([[0.8, 0.7], [0.7, 0.6], [0.6, 0.5]]),
     before=Verification(Load(3, 240), 3, 3.0),
     seconds=LOOK_EVERY / 5.01,
 )
@@ -37,10 +37,10 @@ def test_some_steps_follow_each_that_is_looked_at() -> None:
             found = repeats.again(SLOTS, CONTEXTS + 7, LIMITS)
             assert found is not None
             who, starters = found
-            assert who.tolist() == [0, 2]
-            assert starters.slots.tolist() == [3, 8]
-            assert starters.contexts.tolist() == [77, 97]
-            assert starters.limits.tolist() == [4, 2]
+            assert who.tolist() == [0, 1, 2]
+            assert starters.slots.tolist() == [3, 5, 8]
+            assert starters.contexts.tolist() == [77, 87, 97]
+            assert starters.limits.tolist() == [4, 4, 2]
             starters.verification.expected += 1.0  # as drafting does
             assert KEPT.before.expected == 3.0
         assert repeats.again(SLOTS, CONTEXTS, LIMITS) is None, "a look is due"

@@ -21,7 +21,7 @@ from vllm_kangaroo.goodput.length_plan import plan_lengths
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.probes import PROBED, ProbeBudget
 from vllm_kangaroo.goodput.reliability import Reliability
-from vllm_kangaroo.goodput.small_round import SmallRound
+from vllm_kangaroo.goodput.small_round import SingleRound, SmallRound
 
 COSTS = CostModel(Machine().profile())
 
@@ -39,7 +39,7 @@ class Ticks:
 
 def rounds(
     count: int, limits: list[int], chain: float, *, weighed: bool = True
-) -> tuple[DraftRound, SmallRound]:
+) -> list[DraftRound | SmallRound]:
     arguments: Callable[[], tuple[Any, ...]] = lambda: (  # noqa: E731
         COSTS,
         Reliability(),
@@ -53,7 +53,8 @@ def rounds(
         ),
         Ticks(),
     )
-    return DraftRound(*arguments()), SmallRound(*arguments())
+    found = [DraftRound(*arguments()), SmallRound(*arguments())]
+    return [*found, SingleRound(*arguments())] if count == 1 else found
 
 
 @settings(deadline=None, max_examples=80)
@@ -65,33 +66,36 @@ def rounds(
 def test_plain_numbers_decide_as_arrays_do(count: int, chain: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     limits = random.integers(1, MOST + 1, count).tolist()
-    large, small = rounds(count, limits, chain)
+    large, *others = rounds(count, limits, chain)
     alive = list(range(count))
     while alive:
         sure = random.random(len(alive)).tolist()
         may = (random.random(len(alive)) < 0.9).tolist()
-        going = small.keep(alive, sure, may)
-        assert large.keep(alive, sure, may).tolist() == going
+        going = list(large.keep(alive, sure, may))
+        assert all(small.keep(alive, sure, may) == going for small in others)
         assert not any(on and not allowed for on, allowed in zip(going, may, strict=True))
         alive = [who for who, on in zip(alive, going, strict=True) if on]
-    for each in (large, small):
-        each.end()
-    assert large.lengths.tolist() == small.lengths.tolist()
+    large.end()
     assert (large.lengths <= limits).all() and (large.lengths >= 1).all()
-    assert large.confidences == pytest.approx(small.confidences)
-    assert large.verification.expected == pytest.approx(small.verification.expected)
-    assert large.verification.spent == pytest.approx(small.verification.spent)
-    one, other = large.observations(), small.observations()
-    assert np.array(one.drafts) == pytest.approx(np.array(other.drafts))
-    assert one.around == pytest.approx(other.around)
+    one = large.observations()
+    for small in others:
+        small.end()
+        assert large.lengths.tolist() == small.lengths.tolist()
+        assert large.confidences == pytest.approx(small.confidences)
+        assert large.verification.tokens == small.verification.tokens
+        assert large.verification.expected == pytest.approx(small.verification.expected)
+        assert large.verification.spent == pytest.approx(small.verification.spent)
+        other = small.observations()
+        assert np.array(one.drafts) == pytest.approx(np.array(other.drafts))
+        assert one.around == pytest.approx(other.around)
 
 
 @settings(deadline=None, max_examples=40)
 @given(sure=st.floats(0.0, 1.0), less=st.floats(0.0, 1.0))
 def test_the_surer_a_draft_the_sooner_another_follows(sure: float, less: float) -> None:
     sure, less = max(sure, less), min(sure, less)
-    (one, _), (other, _) = rounds(1, [MOST], 0.6), rounds(1, [MOST], 0.6)
-    assert one.keep([0], [sure], [True])[0] >= other.keep([0], [less], [True])[0]
+    for one, other in zip(rounds(1, [MOST], 0.6), rounds(1, [MOST], 0.6), strict=True):
+        assert one.keep([0], [sure], [True])[0] >= other.keep([0], [less], [True])[0]
 
 
 @settings(deadline=None, max_examples=30)
@@ -99,16 +103,17 @@ def test_the_surer_a_draft_the_sooner_another_follows(sure: float, less: float) 
 def test_unweighed_drafts_go_on_wherever_they_may(count: int, chain: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     limits = random.integers(1, MOST + 1, count).tolist()
-    both = rounds(count, limits, chain, weighed=False)
+    kinds = rounds(count, limits, chain, weighed=False)
     alive, step = list(range(count)), 0
     while alive:
         step += 1
         sure = random.random(len(alive)).tolist()
         may = [limits[who] > step and random.random() < 0.9 for who in alive]
-        for each in both:
+        for each in kinds:
             assert list(each.keep(alive, sure, may)) == may
         alive = [who for who, on in zip(alive, may, strict=True) if on]
-    assert both[0].verification.spent == pytest.approx(both[1].verification.spent)
+    for each in kinds:
+        assert each.verification.spent == pytest.approx(kinds[0].verification.spent)
 
 
 def test_a_plan_is_the_best_of_all() -> None:

@@ -25,7 +25,7 @@ from vllm_kangaroo.goodput.pending import PendingDrafts
 from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
 from vllm_kangaroo.goodput.reliability import Reliability
 from vllm_kangaroo.goodput.repeats import Kept, Repeats
-from vllm_kangaroo.goodput.small_round import FEW, SmallRound
+from vllm_kangaroo.goodput.small_round import FEW, SingleRound, SmallRound
 
 
 class GoodputController:
@@ -172,8 +172,9 @@ class GoodputController:
         cached = self._plan(verification, slots[can], contexts[can], limits[can])
         plan = cached.plan
         chosen = plan.order[: self._worth(plan)] if self.decides else plan.order
-        self._drafting = bool(len(chosen))
-        self.goodput = plan.goodput if self._drafting else plan.plain
+        if len(can) or not self.decides:
+            self._drafting = bool(len(chosen))
+        self.goodput = plan.goodput if len(chosen) else plan.plain
         if load.requests:
             gain = self.goodput / self._undrafted(load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
@@ -217,7 +218,8 @@ class GoodputController:
         return Chosen(who, starters.limits, self._open(False, starters), seen=False)
 
     def _open(self, checks: bool, who: Starters) -> AnyRound:
-        kind = SmallRound if len(who.slots) <= FEW else DraftRound
+        count = len(who.slots)
+        kind = SingleRound if count == 1 else SmallRound if count <= FEW else DraftRound
         return kind(self.costs, self.reliability, who, self.clock)
 
     def _plan(self, now: Verification, slots: Ints, contexts: Ints, limits: Ints) -> CachedPlan:

@@ -67,6 +67,9 @@ class PassCost:
         self._slopes: list[float] = (np.diff(self._seconds) / np.diff(self._tokens)).tolist()
         few = np.interp(np.arange(self.TABLE), self._tokens, self._seconds)
         self._few: list[float] = few.tolist()
+        self._prices: list[float] = []
+        """What such numbers of tokens take by the coefficients below, as long as these are the fit's."""
+        self._priced: list[float] = []
         unit = curve.seconds[0]
         prior = [max(0.1 * around * unit, beside), 1.0, 0.0, 0.0, *[0.0] * len(others)]
         spread = [max(around * unit, 2.0 * beside), 0.3, EACH, EACH_KV]
@@ -96,11 +99,14 @@ class PassCost:
         fixed += kv * kv_tokens
         for coefficient, feature in zip(rest, others, strict=True):
             fixed += coefficient * feature
-        curve = self._curve
-        return [
-            fixed + scale * curve(width) + each * width
-            for width in range(tokens + 1, tokens + more + 1)
-        ]
+        first, last = tokens + 1, tokens + more + 1
+        if last > self.TABLE:
+            curve = self._curve
+            return [fixed + scale * curve(width) + each * width for width in range(first, last)]
+        if self._priced is not self.fit.coefficients:
+            self._priced = self.fit.coefficients
+            self._prices = [scale * few + each * width for width, few in enumerate(self._few)]
+        return [fixed + price for price in self._prices[first:last]]
 
     def along(self, tokens: Floats, kv_tokens: Floats | float, *others: float) -> Floats:
         """Of passes over each of ``tokens``, of any shape."""
@@ -160,6 +166,8 @@ class CostModel:
 
     def draft_up_to(self, requests: int, kv_tokens: float) -> list[float]:
         """Draft passes over one to so many requests, ``kv_tokens`` each."""
+        if requests == 1:
+            return [self._draft.seconds(1, kv_tokens)]
         return [
             seconds + self._draft.fit.coefficients[3] * kv_tokens * count
             for count, seconds in enumerate(self._draft.after(0, requests, 0.0), 1)

@@ -12,7 +12,7 @@ from vllm_kangaroo.goodput.reliability import Reliability
 class Evidence:
     """Verifications of drafts that nothing has been learnt from yet."""
 
-    ROWS = 64
+    ROWS = 128
     """Requests' verifications after which it is learnt from them."""
     STEPS = 8
     """Steps after which it is all the same."""

@@ -16,12 +16,12 @@ LEARNING = 256
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A choice, and what it was made for."""
+    """A choice by which all drafted, and what it was made for."""
 
     slots: bytes
     limits: bytes
     who: Ints
-    """Places of the requests that drafted."""
+    """Places of the requests: all of them."""
     chains: Floats
     """Theirs, ``[who, positions]``."""
     before: Verification
@@ -60,10 +60,9 @@ class Repeats:
         self._left -= kept.seconds
         self._steps += 1
         self._unseen += kept.seconds
-        who, before = kept.who, kept.before
+        before = kept.before
         verification = Verification(before.load, before.tokens, before.expected)
-        columns = slots[who], contexts[who], limits[who], kept.chains
-        return who, Starters(verification, *columns)
+        return kept.who, Starters(verification, slots, contexts, limits, kept.chains)
 
     def taken(self) -> tuple[int, float]:
         """How many steps were repeated since the last call, and their predicted seconds."""

@@ -17,7 +17,7 @@ from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.reliability import Reliability
 
-FEW = 12
+FEW = 32
 """Requests up to which plain numbers are faster."""
 
 
@@ -72,42 +72,42 @@ class SmallRound:
     ) -> list[bool]:
         """See :meth:`vllm_kangaroo.goodput.draft_round.DraftRound.keep`."""
         self._time_pass()
-        now = self.verification
+        now, limits, chains = self.verification, self._limits, self._chains
+        probability, survivals, sure = self._reliability.probability, self._survival, self._sure
         self._step = step = self._step + 1
         gains = []
-        for place, (who, sure) in enumerate(zip(places, confidences, strict=True)):
-            self._sure[who].append(sure)
-            survival = self._survival[who] * self._reliability.probability(sure)
-            self._survival[who] = survival
+        for place, who in enumerate(places):
+            confidence = confidences[place]
+            sure[who].append(confidence)
+            survivals[who] = survival = survivals[who] * probability(confidence)
             now.expected += survival
-            if may[place] and step < self._limits[who]:
-                gains.append((-survival * self._chains[who][step], place))
+            if may[place] and step < limits[who]:
+                gains.append((-survival * chains[who][step], place))
         now.tokens += len(places)
         going = [False] * len(places)
-        for place in self._worth(sorted(gains), places) if gains else ():
-            going[place] = True
-        if any(going):
-            kv_tokens = sum(
-                self._contexts[who] for who, on in zip(places, going, strict=True) if on
-            )
-            self._in_pass = sum(going), float(kv_tokens)
+        chosen = self._worth(sorted(gains), places) if gains else ()
+        if chosen:
+            kv_tokens = 0
+            for place in chosen:
+                going[place] = True
+                kv_tokens += self._contexts[places[place]]
+            self._in_pass = len(chosen), float(kv_tokens)
             now.spent += self._costs.draft(*self._in_pass)
         return going
 
     def _worth(self, gains: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
         if not self._weighed:
             return [place for _, place in gains]
-        now, costs = self.verification, self._costs
-        verifying = costs.verify(now.load, now.tokens, drafted=True) + now.spent
-        best, most = 0, now.expected / verifying
-        expected, many = now.expected, len(gains)
+        now, costs, many = self.verification, self._costs, len(gains)
+        verifying, *verifications = costs.verify_after(now.load, now.tokens - 1, many + 1)
         kv_tokens = sum(self._contexts[places[place]] for _, place in gains) / many
         passes = costs.draft_up_to(many, kv_tokens)
-        verifications = costs.verify_after(now.load, now.tokens, many)
+        expected, spent = now.expected, now.spent
+        best, most = 0, expected / (verifying + spent)
         columns = zip(gains, passes, verifications, strict=True)
         for count, ((gain, _), drafting, verification) in enumerate(columns, 1):
             expected -= gain
-            seconds = now.spent + drafting + verification
+            seconds = spent + drafting + verification
             if expected > most * seconds:
                 best, most = count, expected / seconds
         return [place for _, place in gains[:best]]
@@ -129,3 +129,45 @@ class SmallRound:
         """What there is to learn of costs once all is done."""
         drafts = self.passes or [self._first]
         return Observations(drafts=drafts, around=(self.around, len(self.slots)))
+
+
+class SingleRound(SmallRound):
+    """The same of one request, whose verifications are all priced as it begins."""
+
+    def __init__(
+        self,
+        costs: CostModel,
+        reliability: Reliability,
+        who: Starters,
+        clock: Callable[[], float],
+    ) -> None:
+        before = who.verification
+        super().__init__(costs, reliability, who, clock)
+        self._limit = limit = self._limits[0]
+        self._chain = self._chains[0]
+        self._drafting = costs.draft(*self._in_pass)
+        self._verifying = costs.verify_after(before.load, before.tokens, limit)
+        """Seconds with so many drafts, from one on."""
+
+    def keep(
+        self, places: Sequence[int], confidences: Sequence[float], may: Sequence[bool]
+    ) -> list[bool]:
+        """See :meth:`vllm_kangaroo.goodput.draft_round.DraftRound.keep`."""
+        self._time_pass()
+        now, step, confidence = self.verification, self._step, confidences[0]
+        self._step = step + 1
+        self._sure[0].append(confidence)
+        survival = self._survival[0] * self._reliability.probability(confidence)
+        self._survival[0] = survival
+        now.expected = expected = now.expected + survival
+        now.tokens += 1
+        if not may[0] or step + 1 >= self._limit:
+            return [False]
+        if self._weighed:
+            drafting, gain = now.spent + self._drafting, survival * self._chain[step + 1]
+            now_seconds = now.spent + self._verifying[step]
+            seconds = drafting + self._verifying[step + 1]
+            if (expected + gain) * now_seconds <= expected * seconds:
+                return [False]
+        now.spent += self._drafting
+        return [True]

@@ -182,6 +182,26 @@ def test_most_steps_in_which_nobody_drafts_are_passed_over() -> None:
     assert not undrafted(bench, names[:5], 52), "this is another load"
 
 
+def test_requests_that_come_are_looked_at_though_as_many_have_ended() -> None:
+    bench = Bench(acceptance=0.02)
+    names = list("abcdefgh")
+    assert not undrafted(bench, names, 10)
+    assert undrafted(bench, names, 11)
+    assert undrafted(bench, [*names[:6], "i", "j"], 12), "two of eight are new"
+    assert not undrafted(bench, [*names[:5], "i", "j", "k"], 13), "and another since"
+    assert undrafted(bench, [*names[:5], "i", "j", "k"], 14)
+
+
+def test_a_step_in_which_nobody_could_draft_says_nothing_of_the_next() -> None:
+    """A request that ends alone is followed by another, which drafts at once."""
+    bench = Bench(acceptance=0.95)
+    assert drafting(bench, ["a"], [0]) == [4]
+    assert drafting(bench, ["a"], [4], limit=0) == [0]
+    assert not bench.control.controller.settled
+    assert not bench.control.passes_over(["a"])
+    assert drafting(bench, ["b"], [0]) == [4]
+
+
 def test_time_that_is_passed_over_pays_for_probes_too() -> None:
     bench = Bench(acceptance=0.3, probe_share=0.05)
     controller, budget = bench.control.controller, bench.control.controller.probes

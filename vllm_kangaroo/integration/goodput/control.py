@@ -19,7 +19,7 @@ from vllm_kangaroo.ladder.spans import IntArray, Spans
 REST = 8
 """Steps of which one is looked at while nobody drafts: looking takes a few per cent of the steps of a small model."""
 OTHER_LOAD = 0.25
-"""Share of requests that have come or gone after which it is looked at once."""
+"""Share of requests that are new, or by which there are more or fewer, after which it is looked at once."""
 
 
 class GoodputControl:
@@ -57,8 +57,8 @@ class GoodputControl:
         """Requests without drafts by reason, until the newest step that was looked at."""
         self._looked_at = 0
         """Requests of that step."""
-        self._passed_over = 0
-        """Steps since then."""
+        self._passed_over = self._come = 0
+        """Steps since then, and requests that have come."""
         self._names: list[str] = []
         self._slots = np.zeros(0, dtype=np.int64)
         """Of the step before, all of whose requests got tokens."""
@@ -70,19 +70,20 @@ class GoodputControl:
 
         Depends on nothing that ranks do not share. A step that is passed over is over once this has been asked.
         """
-        count, before = len(request_ids), self._looked_at
-        if not self.controller.settled or abs(count - before) > OTHER_LOAD * before:
+        if not self.controller.settled or self._passed_over + 1 >= REST:
             return False
-        if self._passed_over + 1 >= REST:
+        names, before = set(request_ids), self._looked_at
+        come = self._come + len(names - self._before)
+        if max(come, abs(len(names) - before)) > OTHER_LOAD * before:
             return False
         self._passed_over += 1
-        self._before = set(request_ids)
+        self._before, self._come = names, come
         self._ended_at = self._clock()
         return True
 
     def _look(self, requests: int) -> None:
         """A step is looked at; those that were passed over were as the one before them."""
-        steps, self._passed_over = self._passed_over, 0
+        steps, self._passed_over, self._come = self._passed_over, 0, 0
         off = self.controller.stats.off
         if steps:
             for why, count in off.items():
