@@ -114,6 +114,7 @@ class CheckedController(GoodputController):
     def _learn_buffer(
         self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats
     ) -> None:
-        if self._buffer_evidence.add(slots, contexts, drafted, accepted, confidences):
+        evidence = slots, contexts, drafted, accepted, confidences, self._seconds
+        if self._buffer_evidence.add(*evidence):
             self._buffer_evidence.teach(self.buffered, None)
             self._cached = None

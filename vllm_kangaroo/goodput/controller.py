@@ -20,6 +20,7 @@ from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
+from vllm_kangaroo.goodput.load_worth import LoadWorth
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
 from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
@@ -54,6 +55,7 @@ class GoodputController:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.costs, self.acceptance, self.reliability = costs, acceptance, reliability
+        self._worths = LoadWorth(costs)
         self.most = most
         self.clock = clock
         self.stats = GoodputStats(lengths=[0] * (most + 1))
@@ -71,8 +73,8 @@ class GoodputController:
         self._awaited = False
         """Whether drafts may be on their way to verification."""
         self._run = ProbeRun()
-        self._requests = 1
-        """Of the newest step that was looked at."""
+        self._requests, self._seconds = 1, 0.0
+        """Of the newest step that was looked at; its seconds with those before it that were not."""
         self._drafts = False
         """Whether there are any in the newest step."""
         self._cold = False
@@ -87,9 +89,9 @@ class GoodputController:
         Args:
             tokens: that it brought.
         """
-        steps, seconds = self._repeats.taken()
+        steps, self._seconds = self._repeats.taken()
         if steps:
-            self.probes.earn(seconds, drafted=True, requests=self._requests, steps=steps)
+            self.probes.earn(self._seconds, drafted=True, requests=self._requests, steps=steps)
         if seen.verify is not None:
             self._compare(seen, tokens)
         if not self._cold:
@@ -103,6 +105,7 @@ class GoodputController:
         drafting = sum(each[0] for each in (*seen.drafts, *seen.checks))
         drafting += seen.around[0] if seen.around is not None else 0.0
         self.stats.timed(seconds, predicted, tokens, drafting)
+        self._seconds += seconds + drafting
         self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
 
     @property
@@ -146,7 +149,7 @@ class GoodputController:
     def _learn(
         self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats
     ) -> None:
-        if self._evidence.add(slots, contexts, drafted, accepted, confidences):
+        if self._evidence.add(slots, contexts, drafted, accepted, confidences, self._seconds):
             self._evidence.teach(self.acceptance, self.reliability)
             self._cached = None
 
@@ -176,7 +179,7 @@ class GoodputController:
             self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if len(chosen) else plan.plain
         if load.requests:
-            gain = self.goodput / self._undrafted(load)
+            gain = self.goodput / self._worths.undrafted(load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
         probing = True
         if self.decides:
@@ -231,16 +234,8 @@ class GoodputController:
             return cached
         self._cached = cached = CachedPlan(key, *self._best(now, slots, contexts, limits))
         if now.load.requests:
-            self.probes.weigh(self._most_gained(now.load))
+            self.probes.weigh(self._worths.most_gained(now.load, self.most))
         return cached
-
-    def _most_gained(self, load: Load) -> float:
-        """Tokens a second more than without drafts, if all were accepted: as a share of those without."""
-        count, lengths = load.requests, COUNTING[: self.most]
-        tokens = count + count * lengths
-        seconds = self.costs.verify_along(load, tokens) + self.costs.overhead(count)
-        seconds += self.costs.draft(count, load.kv_tokens) * lengths
-        return float((tokens / seconds).max()) / self._undrafted(load) - 1.0
 
     def _best(
         self, now: Verification, slots: Ints, contexts: Ints, limits: Ints
@@ -273,11 +268,7 @@ class GoodputController:
 
         That of the newest step is no measure of it, which had luck or had none.
         """
-        return self._gain * self._undrafted(load)
-
-    def _undrafted(self, load: Load) -> float:
-        """Tokens a second of a step without drafts."""
-        return load.requests / self.costs.verify(load, load.requests, drafted=False)
+        return self._gain * self._worths.undrafted(load)
 
     def surplus(self, load: Load, slots: Ints, contexts: Ints) -> Floats:
         """Tokens that its best number of drafts brings each request beyond what their time is worth, ``[requests]``.
@@ -323,28 +314,12 @@ class GoodputController:
         if not len(some):
             return chosen
         if not goes_on:
-            cost = self._cost(plan, chosen, some, load, contexts)
+            cost = self._worths.probe(plan, load, contexts[chosen], contexts[some])
             if not self._begin(1 if len(chosen) else RUN, cost, plain=False):
                 return chosen
             self._run.goes_on(plain=False)
         self.stats.probes += 1
         return np.concatenate((chosen, some))
-
-    def _cost(
-        self, plan: LengthPlan, chosen: Ints, some: Ints, load: Load, contexts: Ints
-    ) -> float:
-        """Seconds that a draft of each of ``some`` takes beside those of the chosen."""
-        costs, count = self.costs, len(chosen)
-        kv_tokens, more = float(contexts[chosen].sum()), float(contexts[some].sum())
-        cost = costs.draft(count + len(some), kv_tokens + more)
-        if count:
-            cost -= costs.draft(count, kv_tokens)
-        else:
-            cost += costs.overhead(len(some))
-            cost -= plan.plain_seconds - costs.verify(load, load.requests, drafted=True)
-        width = load.requests + count * plan.length
-        cost += costs.verify(load, width + len(some), drafted=True)
-        return cost - costs.verify(load, width, drafted=True)
 
     def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
         """The chosen, or now and then nobody: what a step without drafts takes is known from such steps alone."""

@@ -12,22 +12,28 @@ from vllm_kangaroo.goodput.reliability import Reliability
 class Evidence:
     """Verifications of drafts that nothing has been learnt from yet."""
 
-    ROWS = 128
-    """Requests' verifications after which it is learnt from them."""
+    SECONDS = 0.05
+    """Of steps, after which it is learnt from them."""
     STEPS = 8
     """Steps after which it is all the same."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Ints, Ints, Ints, Ints, Floats]] = []
-        self._count = 0
+        self._seconds = 0.0
 
     def add(
-        self, slots: Ints, contexts: Ints, drafted: Ints, accepted: Ints, confidences: Floats
+        self,
+        slots: Ints,
+        contexts: Ints,
+        drafted: Ints,
+        accepted: Ints,
+        confidences: Floats,
+        seconds: float,
     ) -> bool:
-        """Take in one step's; whether it is time to learn."""
+        """Take in one step's, which took so long; whether it is time to learn."""
         self._rows.append((slots, contexts, drafted, accepted, confidences))
-        self._count += len(slots)
-        return self._count >= self.ROWS or len(self._rows) >= self.STEPS
+        self._seconds += seconds
+        return self._seconds >= self.SECONDS or len(self._rows) >= self.STEPS
 
     def teach(self, acceptance: AcceptanceModel, reliability: Reliability | None) -> None:
         """Let the models learn all of it; None where confidences say nothing."""
@@ -42,4 +48,4 @@ class Evidence:
             known = reliability.probabilities(confidences.ravel())
             probabilities = known.reshape(confidences.shape)
         acceptance.learn(slots, contexts, drafted, accepted, probabilities)
-        self._rows, self._count = [], 0
+        self._rows, self._seconds = [], 0.0

@@ -28,7 +28,7 @@ class GoodputOptions(BaseModel):
         description="Share of the time that may be spent on steps which are not expected to pay, to notice when they do.",
     )
     start_margin: float = Field(
-        default=0.01,
+        default=0.02,
         ge=0.0,
         le=0.5,
         description="Drafting begins once it is expected to bring this share more tokens a second than no drafts; it "

@@ -21,7 +21,7 @@ OTHER_LOAD = 2.0
 """Times as many requests, or as few, at which a load is another."""
 LEAST_WORTH = 0.1
 """Of the share, what may be spent where drafts could hardly pay: what they cost may be known badly."""
-SAVED = 8
+SAVED = 3
 """Probes that can be saved up for, at the cost of the dearest of late."""
 
 
