@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vllm_kangaroo.goodput.probes import (
+    CLOSE,
+    CLOSE_EVERY,
     LEAST_WORTH,
     OFF,
     PLAIN_EVERY,
@@ -35,12 +37,23 @@ def test_a_step_without_drafts_is_due_soon_at_first_and_ever_more_seldom() -> No
 
 def test_each_load_begins_by_itself() -> None:
     budget = ProbeBudget(0.01)
-    for requests in (8, 12, 15):
+    for requests in (8, 7, 10):
         waits = [drafted_until_due(budget, requests) for _ in range(5)]
     assert waits[0] == PLAIN_EVERY, "about as many requests are no other load"
     for requests in (16, 4):
         assert drafted_until_due(budget, requests) == PLAIN_FIRST
     assert drafted_until_due(budget, 8) == PLAIN_EVERY, "what a load took was forgotten"
+
+
+def test_what_hardly_pays_is_compared_more_often() -> None:
+    budget = ProbeBudget(0.01)
+    for _ in range(6):
+        drafted_until_due(budget, 8)
+    for _ in range(CLOSE_EVERY - 1):
+        budget.earn(0.01, drafted=True, requests=8)
+    assert not budget.is_plain_due(0.5 * CLOSE)
+    budget.earn(0.01, drafted=True, requests=8)
+    assert budget.is_plain_due(0.5 * CLOSE) and not budget.is_plain_due(2 * CLOSE)
 
 
 def test_what_is_drafted_anew_is_compared_soon() -> None:

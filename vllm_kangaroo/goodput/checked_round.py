@@ -49,7 +49,8 @@ class CheckedRound:
         self._survival = [1.0] * len(slots)
         self._passes: list[tuple[float, int, float]] = []
         self._checks: list[tuple[float, int, float]] = []
-        self._around = 0.0
+        self.around = 0.0
+        """Seconds that the rounds took beside their passes."""
         self._clock = clock
         self._then = clock()
         self._kv_tokens = float(sum(self._contexts))
@@ -69,7 +70,7 @@ class CheckedRound:
         seconds, count = self._seconds(), len(places)
         if self._first:
             self._first = False
-            self._around += seconds - self._costs.draft(count, self._kv_tokens)
+            self.around += seconds - self._costs.draft(count, self._kv_tokens)
         else:
             self._passes.append((seconds, count, self._kv_tokens))
         return may
@@ -135,9 +136,9 @@ class CheckedRound:
 
     def end(self) -> None:
         """All that the rounds do is done."""
-        self._around += self._seconds()
+        self.around += self._seconds()
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        around = (self._around, len(self.slots))
+        around = (self.around, len(self.slots))
         return Observations(drafts=self._passes, checks=self._checks, around=around)

@@ -81,6 +81,10 @@ class GoodputController:
         """Whether it is the first of its kind, in a probe or behind one."""
         self._repeats = Repeats()
         self._evidence = Evidence()
+        self._looking = 0.0
+        """Seconds that were spent on looking at steps since the last round was opened."""
+        self._unseen = 0
+        """Steps before that one that were not looked at."""
         self._cached: CachedPlan | None = None
 
     def observe(self, seen: Observations, tokens: int) -> None:
@@ -89,9 +93,11 @@ class GoodputController:
         Args:
             tokens: that it brought.
         """
-        steps, self._seconds = self._repeats.taken()
-        if steps:
-            self.probes.earn(self._seconds, drafted=True, requests=self._requests, steps=steps)
+        self._unseen, self._seconds = self._repeats.taken()
+        if self._unseen:
+            self.probes.earn(
+                self._seconds, drafted=True, requests=self._requests, steps=self._unseen
+            )
         if seen.verify is not None:
             self._compare(seen, tokens)
         if not self._cold:
@@ -107,6 +113,10 @@ class GoodputController:
         self.stats.timed(seconds, predicted, tokens, drafting)
         self._seconds += seconds + drafting
         self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
+
+    def looked(self, seconds: float) -> None:
+        """A step has been observed and learnt from, which took so long."""
+        self._looking += seconds
 
     @property
     def settled(self) -> bool:
@@ -170,12 +180,13 @@ class GoodputController:
             slots, contexts, limits: of requests that may draft, ``[requests]``; most drafts of each.
             tokens, expected: drafts of other requests that are settled already, and how many are expected to be accepted.
         """
+        began = self.clock()
         can = np.flatnonzero(limits > 0)
         verification = Verification(load, load.requests + tokens, load.requests + expected)
         cached = self._plan(verification, slots[can], contexts[can], limits[can])
         plan = cached.plan
         chosen = plan.order[: self._worth(plan)] if self.decides else plan.order
-        if len(can) or not self.decides:
+        if len(can):
             self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if len(chosen) else plan.plain
         if load.requests:
@@ -192,6 +203,7 @@ class GoodputController:
         self._requests = load.requests
         if not len(chosen):
             self._repeats.keep(None)
+            self._looking = 0.0
             return Chosen(NOBODY, NOBODY, None)
         if len(chosen) == len(can):
             who, chains = can, cached.chains
@@ -206,6 +218,9 @@ class GoodputController:
         columns = slots[who], contexts[who], limits[who], chains
         starters = Starters(verification, *columns, weighed=self.decides)
         drafting = self._open(cached.checks, starters)
+        # Looking takes time, too, which most steps without drafts are spared.
+        drafting.around += (self._looking + self.clock() - began) / (1 + self._unseen)
+        self._looking = 0.0
         return Chosen(who, limits[who], drafting)
 
     def again(self, slots: Ints, contexts: Ints, limits: Ints) -> Chosen | None:
@@ -323,7 +338,7 @@ class GoodputController:
 
     def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
         """The chosen, or now and then nobody: what a step without drafts takes is known from such steps alone."""
-        if not len(chosen) or not self.probes.plain_due:
+        if not len(chosen) or not self.probes.is_plain_due(plan.goodput / plan.plain - 1.0):
             return chosen
         lost = plan.plain_seconds * (1.0 - plan.plain / plan.goodput)
         if not self._begin(RUN, lost, plain=True):

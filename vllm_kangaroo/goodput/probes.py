@@ -15,6 +15,8 @@ PLAIN_EVERY = 128
 """Steps with drafts after which some without are due, at most."""
 PLAIN_FIRST = 8
 """The same at first, of each load, and when drafts are made anew; twice as many each further time."""
+CLOSE, CLOSE_EVERY = 0.1, 32
+"""Share by which drafts bring more than none, below which these are compared at least every so many steps: either may be better."""
 OFF = 16
 """Steps without drafts after which those that follow are made anew."""
 OTHER_LOAD = 2.0
@@ -43,7 +45,7 @@ class ProbeBudget:
         self._next = 0
         self._drafted_in_a_row = self._plain_in_a_row = 0
         self._after: dict[int, int] = {}
-        """:attr:`_plain_after` by loads, which are told apart by powers of two."""
+        """:attr:`_plain_after` by loads that are alike."""
         self._requests = self._load = 1
         """Of the newest step, and those of the load that it belongs to."""
 
@@ -57,9 +59,14 @@ class ProbeBudget:
         """Whether no step without drafts has been timed for long."""
         return self._drafted_in_a_row >= self._plain_after
 
+    def is_plain_due(self, gain: float) -> bool:
+        """The same if drafts are expected to bring this share more than none."""
+        close = gain < CLOSE and self._drafted_in_a_row >= CLOSE_EVERY
+        return close or self.plain_due
+
     @property
     def _plain_after(self) -> int:
-        return self._after.get(self._requests.bit_length(), PLAIN_FIRST)
+        return self._after.get(_band(self._requests), PLAIN_FIRST)
 
     def weigh(self, gain: float) -> None:
         """If all drafts were accepted, drafting would bring so many tokens more than none does, as a share of these."""
@@ -88,11 +95,11 @@ class ProbeBudget:
             self._plain_in_a_row = 0
             return
         if self.plain_due:
-            self._after[requests.bit_length()] = min(2 * self._plain_after, PLAIN_EVERY)
+            self._after[_band(requests)] = min(2 * self._plain_after, PLAIN_EVERY)
         self._drafted_in_a_row = 0
         self._plain_in_a_row += steps
         if self._plain_in_a_row >= OFF:
-            self._after.pop(requests.bit_length(), None)
+            self._after.pop(_band(requests), None)
 
     def spend(self, seconds: float) -> bool:
         """Pay for a probe, if there is enough."""
@@ -113,6 +120,11 @@ class ProbeBudget:
         which = (self._next + np.arange(PROBED)) % count
         self._next += PROBED
         return others[np.sort(which)]
+
+
+def _band(requests: int) -> int:
+    """Of loads that are alike: a full batch, mostly a power of two, and one that is short of a few."""
+    return (3 * requests // 2).bit_length()
 
 
 class ProbeRun:

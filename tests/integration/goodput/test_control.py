@@ -350,3 +350,18 @@ def test_what_is_known_of_an_adapter() -> None:
     assert prior_of(adapter({"figures_by_draft": agreement})) == (0.43, 0.38)
     for record in ({}, {"figures_by_draft": []}, {"figures_by_draft": [{"loss": 1.0}]}):
         assert prior_of(adapter(record)) == (0.6,)
+
+
+def test_what_looking_takes_counts_against_drafts() -> None:
+    """Of the steps that are looked at and those that follow them unseen, each its part."""
+    found = []
+    for unseen in (0, 3):
+        bench = Bench(acceptance=0.9)
+        controller = bench.control.controller
+        drafting(bench, ["a"], [0])
+        controller._unseen = unseen
+        controller.looked(0.4)
+        chosen = controller.choose(Load(1, 50), np.array([0]), np.array([50]), np.array([4]))
+        assert chosen.round is not None
+        found.append(chosen.round.around)
+    assert found == pytest.approx([0.4, 0.1])

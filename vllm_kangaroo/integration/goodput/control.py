@@ -164,6 +164,7 @@ class GoodputControl:
         self._load = Load(running, kv_tokens, sum(waiting))
         self._unseen = False
         self._names, self._slots = list(request_ids), slots
+        self.controller.looked(self._clock() - now)
         return slots
 
     def trim(
