@@ -20,7 +20,7 @@ from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
-from vllm_kangaroo.goodput.load_worth import LoadWorth
+from vllm_kangaroo.goodput.load_worth import most_gained, probe_seconds, undrafted
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
 from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
@@ -55,7 +55,6 @@ class GoodputController:
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.costs, self.acceptance, self.reliability = costs, acceptance, reliability
-        self._worths = LoadWorth(costs)
         self.most = most
         self.clock = clock
         self.stats = GoodputStats(lengths=[0] * (most + 1))
@@ -190,7 +189,7 @@ class GoodputController:
             self._drafting = bool(len(chosen))
         self.goodput = plan.goodput if len(chosen) else plan.plain
         if load.requests:
-            gain = self.goodput / self._worths.undrafted(load)
+            gain = self.goodput / undrafted(self.costs, load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
         probing = True
         if self.decides:
@@ -249,7 +248,7 @@ class GoodputController:
             return cached
         self._cached = cached = CachedPlan(key, *self._best(now, slots, contexts, limits))
         if now.load.requests:
-            self.probes.weigh(self._worths.most_gained(now.load, self.most))
+            self.probes.weigh(most_gained(self.costs, now.load, self.most))
         return cached
 
     def _best(
@@ -283,7 +282,7 @@ class GoodputController:
 
         That of the newest step is no measure of it, which had luck or had none.
         """
-        return self._gain * self._worths.undrafted(load)
+        return self._gain * undrafted(self.costs, load)
 
     def surplus(self, load: Load, slots: Ints, contexts: Ints) -> Floats:
         """Tokens that its best number of drafts brings each request beyond what their time is worth, ``[requests]``.
@@ -329,7 +328,7 @@ class GoodputController:
         if not len(some):
             return chosen
         if not goes_on:
-            cost = self._worths.probe(plan, load, contexts[chosen], contexts[some])
+            cost = probe_seconds(self.costs, plan, load, contexts[chosen], contexts[some])
             if not self._begin(1 if len(chosen) else RUN, cost, plain=False):
                 return chosen
             self._run.goes_on(plain=False)

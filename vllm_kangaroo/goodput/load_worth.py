@@ -8,39 +8,37 @@ from vllm_kangaroo.goodput.draft_round import COUNTING
 from vllm_kangaroo.goodput.length_plan import LengthPlan
 
 
-class LoadWorth:
-    """Tokens a second and seconds of a load, with drafts and without."""
+def undrafted(costs: CostModel, load: Load) -> float:
+    """Tokens a second of a step without drafts."""
+    return load.requests / costs.verify(load, load.requests, drafted=False)
 
-    def __init__(self, costs: CostModel) -> None:
-        self._costs = costs
 
-    def undrafted(self, load: Load) -> float:
-        """Tokens a second of a step without drafts."""
-        return load.requests / self._costs.verify(load, load.requests, drafted=False)
+def most_gained(costs: CostModel, load: Load, most: int) -> float:
+    """Tokens a second more than without drafts, if all of up to ``most`` were accepted: as a share of those without."""
+    count, lengths = load.requests, COUNTING[:most]
+    tokens = count + count * lengths
+    seconds = costs.verify_along(load, tokens) + costs.overhead(count)
+    seconds += costs.draft(count, load.kv_tokens) * lengths
+    return float((tokens / seconds).max()) / undrafted(costs, load) - 1.0
 
-    def most_gained(self, load: Load, most: int) -> float:
-        """Tokens a second more than without drafts, if all of up to ``most`` were accepted: as a share of those without."""
-        costs, count, lengths = self._costs, load.requests, COUNTING[:most]
-        tokens = count + count * lengths
-        seconds = costs.verify_along(load, tokens) + costs.overhead(count)
-        seconds += costs.draft(count, load.kv_tokens) * lengths
-        return float((tokens / seconds).max()) / self.undrafted(load) - 1.0
 
-    def probe(self, plan: LengthPlan, load: Load, drafting: Ints, tried: Ints) -> float:
-        """Seconds that a draft of each of some requests takes beside those of others.
+def probe_seconds(
+    costs: CostModel, plan: LengthPlan, load: Load, drafting: Ints, tried: Ints
+) -> float:
+    """Seconds that a draft of each of some requests takes beside those of others.
 
-        Args:
-            plan: of the others.
-            drafting, tried: contexts of the others and of those requests.
-        """
-        costs, count, some = self._costs, len(drafting), len(tried)
-        kv_tokens, more = float(drafting.sum()), float(tried.sum())
-        cost = costs.draft(count + some, kv_tokens + more)
-        if count:
-            cost -= costs.draft(count, kv_tokens)
-        else:
-            cost += costs.overhead(some)
-            cost -= plan.plain_seconds - costs.verify(load, load.requests, drafted=True)
-        width = load.requests + count * plan.length
-        cost += costs.verify(load, width + some, drafted=True)
-        return cost - costs.verify(load, width, drafted=True)
+    Args:
+        plan: of the others.
+        drafting, tried: contexts of the others and of those requests.
+    """
+    count, some = len(drafting), len(tried)
+    kv_tokens, more = float(drafting.sum()), float(tried.sum())
+    cost = costs.draft(count + some, kv_tokens + more)
+    if count:
+        cost -= costs.draft(count, kv_tokens)
+    else:
+        cost += costs.overhead(some)
+        cost -= plan.plain_seconds - costs.verify(load, load.requests, drafted=True)
+    width = load.requests + count * plan.length
+    cost += costs.verify(load, width + some, drafted=True)
+    return cost - costs.verify(load, width, drafted=True)
