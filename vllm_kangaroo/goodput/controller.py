@@ -217,8 +217,8 @@ class GoodputController:
         columns = slots[who], contexts[who], limits[who], chains
         starters = Starters(verification, *columns, weighed=self.decides)
         drafting = self._open(cached.checks, starters)
-        # Looking takes time, too, which most steps without drafts are spared.
-        drafting.around += (self._looking + self.clock() - began) / (1 + self._unseen)
+        if self.decides:  # looking takes time, too, which most steps without drafts are spared
+            drafting.around += (self._looking + self.clock() - began) / (1 + self._unseen)
         self._looking = 0.0
         return Chosen(who, limits[who], drafting)
 

@@ -353,10 +353,10 @@ def test_what_is_known_of_an_adapter() -> None:
 
 
 def test_what_looking_takes_counts_against_drafts() -> None:
-    """Of the steps that are looked at and those that follow them unseen, each its part."""
+    """Of the steps that are looked at and those that follow them unseen, each its part; not where it is only looked."""
     found = []
-    for unseen in (0, 3):
-        bench = Bench(acceptance=0.9)
+    for unseen, decide in ((0, True), (3, True), (0, False)):
+        bench = Bench(acceptance=0.9, decide=decide)
         controller = bench.control.controller
         drafting(bench, ["a"], [0])
         controller._unseen = unseen
@@ -364,4 +364,4 @@ def test_what_looking_takes_counts_against_drafts() -> None:
         chosen = controller.choose(Load(1, 50), np.array([0]), np.array([50]), np.array([4]))
         assert chosen.round is not None
         found.append(chosen.round.around)
-    assert found == pytest.approx([0.4, 0.1])
+    assert found == pytest.approx([0.4, 0.1, 0.0])
