@@ -7,6 +7,7 @@ several times as long: a draft pass of a small model takes less than a milliseco
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -52,7 +53,9 @@ class SmallRound:
         self._then = clock()
         self._in_pass = len(slots), float(sum(self._contexts))
         self._first = 0.0, *self._in_pass
-        verification.spent += costs.overhead(len(slots)) + costs.draft(*self._in_pass)
+        self._drafting = costs.draft(*self._in_pass)
+        """Seconds of a pass over all of them."""
+        verification.spent += costs.overhead(len(slots)) + self._drafting
 
     @property
     def lengths(self) -> Ints:
@@ -116,7 +119,7 @@ class SmallRound:
         now = self._clock()
         seconds, self._then = now - self._then, now
         if not self._step:
-            self.around += seconds - self._costs.draft(*self._in_pass)
+            self.around += seconds - self._drafting
             self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
         else:
             self.passes.append((seconds, *self._in_pass))
@@ -132,22 +135,13 @@ class SmallRound:
 
 
 class SingleRound(SmallRound):
-    """The same of one request, whose verifications are all priced as it begins."""
+    """The same of one request, whose verifications are all priced at once."""
 
-    def __init__(
-        self,
-        costs: CostModel,
-        reliability: Reliability,
-        who: Starters,
-        clock: Callable[[], float],
-    ) -> None:
-        before = who.verification
-        super().__init__(costs, reliability, who, clock)
-        self._limit = limit = self._limits[0]
-        self._chain = self._chains[0]
-        self._drafting = costs.draft(*self._in_pass)
-        self._verifying = costs.verify_after(before.load, before.tokens, limit)
-        """Seconds with so many drafts, from one on."""
+    @cached_property
+    def _verifying(self) -> list[float]:
+        """Seconds of a verification with so many drafts, from one on."""
+        now = self.verification
+        return self._costs.verify_after(now.load, now.tokens - self._step, self._limits[0])
 
     def keep(
         self, places: Sequence[int], confidences: Sequence[float], may: Sequence[bool]
@@ -161,10 +155,10 @@ class SingleRound(SmallRound):
         self._survival[0] = survival
         now.expected = expected = now.expected + survival
         now.tokens += 1
-        if not may[0] or step + 1 >= self._limit:
+        if not may[0] or step + 1 >= self._limits[0]:
             return [False]
         if self._weighed:
-            drafting, gain = now.spent + self._drafting, survival * self._chain[step + 1]
+            drafting, gain = now.spent + self._drafting, survival * self._chains[0][step + 1]
             now_seconds = now.spent + self._verifying[step]
             seconds = drafting + self._verifying[step + 1]
             if (expected + gain) * now_seconds <= expected * seconds:
