@@ -13,6 +13,7 @@ EAGLE-3's shape and n-gram. On a machine without a GPU the same cases run small,
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,7 @@ def cases(gpus: int, backends: list[str]) -> Iterator[dict[str, Any]]:
                     continue  # which has no float32
                 yield exactness(runner, "kangaroo", dtype, backend)
         yield exactness(runner, "hispec", "float32", backends[-1])
+        yield exactness(runner, "kangaroo", "float32", backends[-1], goodput=True)
     for runner, methods in (("V2", ("none", *SPECULATIVE)), ("V1", OURS)):
         for method in methods:
             yield {"kind": "speed", "runner": runner, "method": method, "tp": 1}
@@ -86,10 +89,18 @@ def cases(gpus: int, backends: list[str]) -> Iterator[dict[str, Any]]:
         yield exactness("V1", "kangaroo", "bfloat16", "FLASH_ATTN", tp=2)
 
 
-def exactness(runner: str, method: str, dtype: str, backend: str, tp: int = 1) -> dict[str, Any]:
+def exactness(
+    runner: str, method: str, dtype: str, backend: str, tp: int = 1, *, goodput: bool = False
+) -> dict[str, Any]:
     """A case of exactness."""
     case = {"kind": "exact", "runner": runner, "method": method, "dtype": dtype}
-    return case | {"backend": backend, "tp": tp}
+    return case | {"backend": backend, "tp": tp, "goodput": goodput}
+
+
+def backends() -> list[str]:
+    """Attention backends that are installed."""
+    flashinfer = ["FLASHINFER"] if importlib.util.find_spec("flashinfer") else []
+    return ["FLASH_ATTN", *flashinfer, "TRITON_ATTN"]
 
 
 def run_case(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
@@ -102,7 +113,12 @@ def engine(case: dict[str, Any], model: str, *, small: bool, **arguments: Any) -
     from vllm import LLM
 
     if not small:
-        arguments["gpu_memory_utilization"] = 0.85
+        room: dict[str, Any] = {"gpu_memory_utilization": 0.85}
+        if case["kind"] == "exact":  # several may run at once
+            room = {"kv_cache_memory_bytes": 1 << 30}
+        arguments |= room
+        if case.get("mode") is not None:
+            arguments["compilation_config"] = {"mode": case["mode"]}
     else:
         arguments |= {"num_gpu_blocks_override": 60, "block_size": 32, "enforce_eager": True}
         arguments.setdefault("dtype", "float32")
@@ -127,6 +143,7 @@ def exact(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
     if case["drafting"]:
         config = {"method": case["method"], "num_speculative_tokens": DRAFTS}
         config |= {"model": tiny_adapter()} if case["method"] == "kangaroo" else {}
+        config |= {"goodput": True} if case["goodput"] else {}
     llm = engine(
         case,
         tiny_model(),
@@ -265,6 +282,10 @@ def child(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any
         except subprocess.TimeoutExpired:
             return {"error": f"not finished within {seconds:.0f} s"}
         if done.returncode:
+            if LOGS:
+                Path(LOGS, f"{abs(hash(json.dumps(case)))}.log").write_text(
+                    f"{case}\n{done.stdout[-20_000:]}\n{done.stderr[-60_000:]}"
+                )
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             # pydantic ends with where to read on, and says what is wrong a few lines before.
             said = " ".join(line.strip() for line in lines[-5:])[-400:]
@@ -273,19 +294,47 @@ def child(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any
         return found
 
 
-PLAIN: dict[str, dict[str, Any]] = {}
-"""What vLLM alone has said, by setting."""
+LOGS = os.environ.get("GPU_CHECK_LOGS", "")
+"""A folder that gets what failing cases have printed."""
 
 
-def compared(case: dict[str, Any], *, small: bool, seconds: float) -> dict[str, Any]:
-    """An exactness case: vLLM alone, then with drafts, and the share of tokens on which they agree."""
-    alone = case | {"drafting": False, "method": "none"}
-    if (key := json.dumps(alone)) not in PLAIN:
-        PLAIN[key] = child(alone, small=small, seconds=seconds)
-    plain = PLAIN[key]
+def timely(case: dict[str, Any], *, small: bool, ends: float) -> dict[str, Any]:
+    """A case in a process of its own, if there is time left."""
+    left = ends - time.monotonic()
+    return child(case, small=small, seconds=left) if left > 0 else {"error": "not run: out of time"}
+
+
+def alone(case: dict[str, Any]) -> dict[str, Any]:
+    """vLLM alone, in the setting of an exactness case."""
+    return case | {"drafting": False, "method": "none", "goodput": False}
+
+
+def found_in(
+    tried: list[dict[str, Any]], *, small: bool, ends: float, jobs: int
+) -> list[dict[str, Any]]:
+    """What the cases found, in their order; exactness is not timed, so that some of it may run at once."""
+    found: dict[str, dict[str, Any]] = {}
+    asked = {
+        json.dumps(each): each
+        for case in tried
+        if case["kind"] == "exact"
+        for each in (alone(case), case | {"drafting": True})
+    }
+    with ThreadPoolExecutor(jobs) as pool:
+        answers = pool.map(lambda each: timely(each, small=small, ends=ends), asked.values())
+        found |= zip(asked, answers, strict=True)
+    return [
+        agreement(found[json.dumps(alone(case))], found[json.dumps(case | {"drafting": True})])
+        if case["kind"] == "exact"
+        else timely(case, small=small, ends=ends)
+        for case in tried
+    ]
+
+
+def agreement(plain: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """The share of tokens on which vLLM alone and drafts agree."""
     if "error" in plain:
         return {"error": f"vLLM alone: {plain['error']}"}
-    ours = child(case | {"drafting": True}, small=small, seconds=seconds)
     if "error" in ours:
         return ours
     pairs = [
@@ -330,6 +379,8 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", choices=("exact", "speed"), help="cases of one kind")
     parser.add_argument("--runner", choices=("V1", "V2"), help="cases of one runner")
+    parser.add_argument("--jobs", type=int, default=1, help="exactness cases at a time")
+    parser.add_argument("--mode", type=int, help="vLLM's compilation mode, 0 for none")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
@@ -343,19 +394,15 @@ def main(given: list[str] | None = None) -> int:
     gpus = len(facts["gpus"])
     small = not gpus
     ends = time.monotonic() + 60 * arguments.minutes
-    results = []
-    for case in cases(gpus, ["FLASH_ATTN", "FLASHINFER", "TRITON_ATTN"] if gpus else [""]):
-        wrong_kind = arguments.only and case["kind"] != arguments.only
-        if wrong_kind or (arguments.runner and case["runner"] != arguments.runner):
-            continue
-        if small and case.get("dtype") == "bfloat16":
-            continue
-        left = ends - time.monotonic()
-        run = compared if case["kind"] == "exact" else child
-        found = (
-            run(case, small=small, seconds=left) if left > 0 else {"error": "not run: out of time"}
-        )
-        results.append({"case": case, "found": found})
+    tried = [
+        case | {"mode": arguments.mode}
+        for case in cases(gpus, backends() if gpus else [""])
+        if arguments.only in (None, case["kind"])
+        and arguments.runner in (None, case["runner"])
+        and not (small and case.get("dtype") == "bfloat16")
+    ]
+    answers = found_in(tried, small=small, ends=ends, jobs=arguments.jobs)
+    results = [{"case": case, "found": each} for case, each in zip(tried, answers, strict=True)]
     Path(arguments.out).write_text(json.dumps({"machine": facts, "results": results}, indent=1))
     table(results)
     print(f"written to {arguments.out}")
