@@ -11,11 +11,11 @@ from vllm.platforms import current_platform
 from vllm_kangaroo.options import OptionError
 
 WORKERS = {
-    "cpu": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitCPUWorker",
+    "cpu": "vllm_kangaroo.integration.runner_v1.cpu_backend.EarlyExitCPUWorker",
     "cuda": "vllm_kangaroo.integration.runner_v1.worker.EarlyExitGPUWorker",
 }
 WORKERS_V2 = {
-    "cpu": "vllm_kangaroo.integration.runner_v2.worker.EarlyExitV2CPUWorker",
+    "cpu": "vllm_kangaroo.integration.runner_v2.cpu_backend.EarlyExitV2CPUWorker",
     "cuda": "vllm_kangaroo.integration.runner_v2.worker.EarlyExitV2GPUWorker",
 }
 SIZES = {

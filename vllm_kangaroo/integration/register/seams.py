@@ -11,6 +11,8 @@ import inspect
 from types import ModuleType
 from typing import Any
 
+from vllm import platforms
+
 from vllm_kangaroo.integration.register import attributes
 from vllm_kangaroo.integration.register.entries import (
     config_seams,
@@ -36,9 +38,18 @@ SEAMS: tuple[Seam, ...] = (
 )
 
 
+CPU_BACKEND = "vllm.v1.worker.cpu"
+"""What modules of vLLM's CPU workers begin with. To import one takes CUDA's streams out of PyTorch."""
+
+
 def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
-    """Look every seam up in the installed vLLM."""
-    return [Finding(seam, problem(seam)) for seam in seams]
+    """Look every seam of this platform up in the installed vLLM."""
+    return [Finding(seam, problem(seam)) for seam in seams if _is_here(seam)]
+
+
+def _is_here(seam: Seam) -> bool:
+    """Whether a seam is one of the platform that vLLM runs on."""
+    return not seam.target.startswith(CPU_BACKEND) or bool(platforms.current_platform.is_cpu())
 
 
 def problem(seam: Seam) -> str:

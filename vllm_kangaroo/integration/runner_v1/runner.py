@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 from vllm.forward_context import get_forward_context
 from vllm.v1.outputs import SamplerOutput
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
@@ -248,10 +247,6 @@ class EarlyExitRunnerMixin(GPUModelRunner):
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)
         self.drafter.attach(V1RunnerView(self))
-
-
-class EarlyExitCPUModelRunner(EarlyExitRunnerMixin, CPUModelRunner):
-    """For vLLM's CPU backend."""
 
 
 class EarlyExitGPUModelRunner(EarlyExitRunnerMixin, GPUModelRunner):

@@ -1,24 +1,17 @@
-"""Workers that run the early-exit model runner, one per platform."""
+"""The worker that runs the early-exit model runner, and what it shares with that of the CPU build."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
 from vllm_kangaroo.integration.goodput.figures import CHANNEL as GOODPUT
 from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL as LADDER
-from vllm_kangaroo.integration.passes import compile_cache
 from vllm_kangaroo.integration.runner_v1.executor import DRAFTS
-from vllm_kangaroo.integration.runner_v1.runner import (
-    EarlyExitCPUModelRunner,
-    EarlyExitGPUModelRunner,
-)
-from vllm_kangaroo.integration.sampling import cpu_sampling
+from vllm_kangaroo.integration.runner_v1.runner import EarlyExitGPUModelRunner
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -74,17 +67,6 @@ class EarlyExitWorkerMixin(GPUWorker):
     def early_exit_counters(self) -> dict[str, Any]:
         """The ladder's counters, for ``LLM.collective_rpc("early_exit_counters")``."""
         return dict(self.model_runner.early_exit_counters())
-
-
-class EarlyExitCPUWorker(EarlyExitWorkerMixin, CPUWorker):
-    """vLLM's CPU worker with an exit ladder."""
-
-    def init_device(self) -> None:
-        """Build vLLM's runner and adopt it."""
-        super().init_device()
-        cpu_sampling.install()
-        compile_cache.install()
-        self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitCPUModelRunner)
 
 
 class EarlyExitGPUWorker(EarlyExitWorkerMixin, GPUWorker):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL
@@ -38,10 +37,6 @@ class EarlyExitV2RunnerMixin(GPUModelRunner):
     def early_exit_counters(self) -> dict[str, Any]:
         """What drafting and verification did. Waits for the device."""
         return self.speculator.counters.as_dict()
-
-
-class EarlyExitV2CPUModelRunner(EarlyExitV2RunnerMixin, CPUModelRunner):
-    """For vLLM's CPU backend."""
 
 
 class EarlyExitV2GPUModelRunner(EarlyExitV2RunnerMixin, GPUModelRunner):

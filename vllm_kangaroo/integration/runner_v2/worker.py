@@ -1,11 +1,9 @@
-"""Workers that run the V2 model runner with a speculator of ours, one per platform."""
+"""The worker that runs the V2 model runner with a speculator of ours, and what it shares with that of the CPU build."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.worker.cpu.model_runner import CPUModelRunner
-from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker as GPUWorker
 
@@ -13,10 +11,7 @@ from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.inspect.ladder_figures import CHANNEL as LADDER
 from vllm_kangaroo.integration.passes import sessions
 from vllm_kangaroo.integration.runner_v2 import speculators, step_lengths
-from vllm_kangaroo.integration.runner_v2.runner import (
-    EarlyExitV2CPUModelRunner,
-    EarlyExitV2GPUModelRunner,
-)
+from vllm_kangaroo.integration.runner_v2.runner import EarlyExitV2GPUModelRunner
 
 
 def adopt(runner: Any, base: type, ours: type) -> Any:
@@ -34,7 +29,7 @@ def adopt(runner: Any, base: type, ours: type) -> Any:
     return runner
 
 
-def _install(vllm_config: Any) -> None:
+def install(vllm_config: Any) -> None:
     """The scheduler is in this process, and is made later."""
     speculators.install()
     sessions.install()
@@ -53,21 +48,11 @@ class EarlyExitV2WorkerMixin(GPUWorker):
         return dict(self.model_runner.early_exit_counters())
 
 
-class EarlyExitV2CPUWorker(EarlyExitV2WorkerMixin, CPUWorker):
-    """vLLM's CPU worker, whose runner drafts early."""
-
-    def init_device(self) -> None:
-        """Let vLLM build its runner, and adopt it."""
-        _install(self.vllm_config)
-        super().init_device()
-        self.model_runner = adopt(self.model_runner, CPUModelRunner, EarlyExitV2CPUModelRunner)
-
-
 class EarlyExitV2GPUWorker(EarlyExitV2WorkerMixin, GPUWorker):
     """vLLM's CUDA worker, whose runner drafts early."""
 
     def init_device(self) -> None:
         """Let vLLM build its runner, and adopt it."""
-        _install(self.vllm_config)
+        install(self.vllm_config)
         super().init_device()
         self.model_runner = adopt(self.model_runner, GPUModelRunner, EarlyExitV2GPUModelRunner)
