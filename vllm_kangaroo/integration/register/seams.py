@@ -11,8 +11,6 @@ import inspect
 from types import ModuleType
 from typing import Any
 
-from vllm import platforms
-
 from vllm_kangaroo.integration.register import attributes
 from vllm_kangaroo.integration.register.entries import (
     config_seams,
@@ -49,7 +47,11 @@ def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
 
 def _is_here(seam: Seam) -> bool:
     """Whether a seam is one of the platform that vLLM runs on."""
-    return not seam.target.startswith(CPU_BACKEND) or bool(platforms.current_platform.is_cpu())
+    from vllm.platforms import (
+        current_platform,
+    )  # which is settled once plugins, of which this is one, have been asked
+
+    return not seam.target.startswith(CPU_BACKEND) or bool(current_platform.is_cpu())
 
 
 def problem(seam: Seam) -> str:
