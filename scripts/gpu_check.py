@@ -115,7 +115,7 @@ def engine(case: dict[str, Any], model: str, *, small: bool, **arguments: Any) -
     if not small:
         room: dict[str, Any] = {"gpu_memory_utilization": 0.85}
         if case["kind"] == "exact":  # several may run at once
-            room = {"kv_cache_memory_bytes": 1 << 30}
+            room = {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
         arguments |= room
         if case.get("mode") is not None:
             arguments["compilation_config"] = {"mode": case["mode"]}

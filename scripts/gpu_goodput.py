@@ -40,7 +40,9 @@ class Engine:
         small = settings["small"]
         shape = gpu_check.SHAPE_SMALL if small else gpu_check.SHAPE_8B
         (folder / "config.json").write_text(json.dumps(shape))
+        # Two engines share the device: what each takes is said, and not what share it may fill.
         arguments: dict[str, Any] = {"max_model_len": 1024, "kv_cache_memory_bytes": KV_BYTES}
+        arguments["gpu_memory_utilization"] = 0.1
         if small:
             arguments = {"max_model_len": 128, "num_gpu_blocks_override": 60, "block_size": 32}
             arguments |= {"enforce_eager": True, "dtype": "float32"}

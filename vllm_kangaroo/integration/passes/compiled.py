@@ -10,6 +10,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any, cast
 
+from vllm.compilation.backends import set_model_tag
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 
@@ -35,7 +36,9 @@ def compiled(base: type[Pass], label: str, vllm_config: VllmConfig, **parts: Any
     own = type(name, (base,), {"forward": forward, "__module__": base.__module__})
     names = [n for n in source.__annotations__ if n != "return"]
     decorated = support_torch_compile(dynamic_arg_dims=dict.fromkeys(names, 0))(own)
-    return cast(Pass, decorated(vllm_config=vllm_config, **parts))
+    # Where vLLM keeps the pieces of a graph by number, a pass would else be given those of another.
+    with set_model_tag(name.replace(" ", "_")):
+        return cast(Pass, decorated(vllm_config=vllm_config, **parts))
 
 
 def direct(run: Any) -> Any:

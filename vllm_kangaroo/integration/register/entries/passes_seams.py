@@ -71,6 +71,11 @@ SEAMS: tuple[Seam, ...] = (
         why="Each pass is compiled where vLLM would compile the model.",
         parameters=("dynamic_arg_dims",),
     ),
+    _called(
+        "vllm.compilation.backends:set_model_tag",
+        why="Names the directory of a pass's compiled pieces, which vLLM numbers from 0 in each.",
+        parameters=("tag",),
+    ),
     _read(
         "vllm.compilation.wrapper:TorchCompileWithNoGuardsWrapper",
         why="What that makes of a pass: its compiled function is called past vLLM's wrapper, which binds arguments for "
