@@ -19,9 +19,11 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_cases
 import gpu_check
 
 MOST = 4
@@ -38,7 +40,7 @@ class Engine:
 
         folder = Path(tempfile.mkdtemp())
         small = settings["small"]
-        shape = gpu_check.SHAPE_SMALL if small else gpu_check.SHAPE_8B
+        shape = gpu_cases.SHAPE_SMALL if small else gpu_cases.SHAPE_8B
         (folder / "config.json").write_text(json.dumps(shape))
         # Two engines share the device: what each takes is said, and not what share it may fill.
         arguments: dict[str, Any] = {"max_model_len": 1024, "kv_cache_memory_bytes": KV_BYTES}
@@ -49,8 +51,8 @@ class Engine:
         if settings["mode"] is not None:
             arguments["compilation_config"] = {"mode": settings["mode"]}
         if name == "ours":
-            gpu_check.accept_as_said("V2")
-            config = gpu_check.SPECULATIVE["kangaroo"] | {"goodput": settings["goodput"]}
+            gpu_cases.accept_as_said("V2")
+            config = gpu_cases.SPECULATIVE["kangaroo"] | {"goodput": settings["goodput"]}
             arguments["speculative_config"] = config | {"num_speculative_tokens": MOST}
         self.llm = LLM(
             str(folder),
@@ -158,10 +160,11 @@ class Side:
         self._process.kill()
 
 
-def measured(sides: dict[str, Side], given: argparse.Namespace, ends: float) -> list[Any]:
-    """All runs, round by round within a load, control in every second place so that it meets what was there before."""
+def measured(
+    sides: dict[str, Side], given: argparse.Namespace, ends: float
+) -> Iterator[dict[str, Any]]:
+    """All runs, round by round within a load; every second round control follows the fixed lengths."""
     arms: list[int | None] = [None, *range(MOST + 1)]
-    found = []
     for rate in given.rates:
         for batch in given.batches:
             for at in range(given.rounds):
@@ -171,10 +174,9 @@ def measured(sides: dict[str, Side], given: argparse.Namespace, ends: float) -> 
                     name = "control" if arm is None else str(arm)
                     row["runs"][name] = sides["ours"].run(forced=arm, **asked)
                 row["runs"]["alone"] = sides["alone"].run(forced=None, **asked)
-                found.append(row)
+                yield row
                 if time.monotonic() > ends:
-                    return found
-    return found
+                    return
 
 
 def summary(rows: list[Any], tokens: int) -> list[dict[str, Any]]:
@@ -260,23 +262,26 @@ def main(given: list[str] | None = None) -> int:
         "goodput": True,
     }
     sides = {name: Side(name, settings) for name in ENGINES}
+    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     try:
+        machine = gpu_check.machine()
         for side in sides.values():
             side.answer()
         for batch in arguments.batches:  # kernels are made at first use
             sides["alone"].run(batch=batch, tokens=8, forced=None, rate=0.5)
             for length in range(MOST + 1):
                 sides["ours"].run(batch=batch, tokens=16, forced=length, rate=0.5)
-        began = time.monotonic()
-        rows = measured(sides, arguments, ends)
+        for row in measured(sides, arguments, ends):
+            rows.append(row)
+            found = summary(rows, arguments.tokens)
+            # Whatever ends this, what was measured is kept.
+            Path(arguments.out).write_text(
+                json.dumps({"machine": machine, "summary": found, "rows": rows}, indent=1)
+            )
     finally:
         for side in sides.values():
             side.close()
-    found = summary(rows, arguments.tokens)
-    machine = gpu_check.machine() | {"seconds": time.monotonic() - began}
-    Path(arguments.out).write_text(
-        json.dumps({"machine": machine, "summary": found, "rows": rows}, indent=1)
-    )
     table(found)
     return 0
 

@@ -6,8 +6,10 @@ Cases run in the test's process and not in one each, so that vLLM is imported on
 from __future__ import annotations
 
 import gc
-import importlib.util
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,22 @@ import pytest
 from vllm_kangaroo.integration.config import plan
 from vllm_kangaroo.integration.runner_v2.hispec_speculator import HiSpecSpeculator
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
-def loaded() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, as a module."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("gpu_check")
 
 
 def test_every_case_of_the_v2_runner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    check: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    check = loaded()
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # What it changes for good in a process of its own.
     monkeypatch.setattr(HiSpecSpeculator, "agreement", staticmethod(HiSpecSpeculator.agreement))
@@ -66,9 +69,24 @@ def test_every_case_of_the_v2_runner(
     assert exact == ["none", *check.OURS, "kangaroo"], "vLLM alone was asked twice"
 
 
-def test_a_case_that_fails_is_told_and_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_a_case_that_fails_is_told_and_takes_no_other_with_it(check: Any) -> None:
     """In processes of their own, of which each ends at once."""
-    check = loaded()
-    case = check.exactness("V2", "kangaroo", "float32", "") | {"drafting": False}
+    case = sys.modules["gpu_cases"].exactness("V2", "kangaroo", "float32", "") | {"drafting": False}
     found = check.child(case | {"kind": "exact", "dtype": "no such"}, small=True, seconds=120)
     assert "no such" in found["error"]
+
+
+def test_goodput_control_beside_fixed_lengths_and_vllm_alone(tmp_path: Path) -> None:
+    """Both engines in processes of their own, as on a GPU."""
+    out = tmp_path / "found.json"
+    command = [sys.executable, str(SCRIPTS / "gpu_goodput.py"), "--small", "--out", str(out)]
+    command += ["--batches", "1", "2", "--rates", "0.8", "--rounds", "1", "--tokens", "8"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[-2000:]
+    found = json.loads(out.read_text())["summary"]
+    assert [row["batch"] for row in found] == [1, 2]
+    for row in found:
+        assert list(row["fixed_over_alone"]) == ["0", "1", "2", "3", "4"]
+        assert min(row["fixed_over_alone"].values()) > 0
+        assert sum(row["lengths"]) == pytest.approx(1.0)
+        assert row["steps_off_by"] > 0
