@@ -108,6 +108,19 @@ def test_what_was_not_worth_spending_is_there_at_another_load() -> None:
     assert spent(budget, 1, 2) == pytest.approx(10, abs=1)
 
 
+def test_a_probe_that_pays_for_itself_is_followed_by_the_next() -> None:
+    budget = ProbeBudget(0.01)
+    budget.earn(100.0, drafted=False)
+    for _ in range(SAVED):
+        assert budget.spend(0.25)
+    assert not budget.spend(0.25)
+    budget.bring(0.125)
+    assert not budget.spend(0.25), "it brought less than it cost"
+    budget.bring(0.5)
+    assert budget.spend(0.25)
+    assert not budget.spend(0.25), "it was given back more than it cost"
+
+
 def test_a_probe_takes_its_steps_and_no_others() -> None:
     run = ProbeRun()
     assert not run.goes_on(plain=True) and not run.step()

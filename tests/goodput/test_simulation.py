@@ -160,6 +160,19 @@ def test_a_sudden_change(before: tuple[int, float], after: tuple[int, float]) ->
     assert goodput >= 0.98 * fixed_goodput(MACHINE, batch, acceptance, 0)
 
 
+def test_one_request_of_brief_steps_whose_drafts_become_good() -> None:
+    """A hundredth of the time buys few drafts there; those that pay for themselves buy the next."""
+    machine = replace(MACHINE, engine=0.001, model=0.0016, share=0.35, switch=0.1, noise=0.1)
+    best, none = best_fixed(machine, 1, 0.8), fixed_goodput(machine, 1, 0.3, 0)
+    for seed in range(3):
+        found = Simulation(
+            lambda now, who: 0.3 if now < 6.0 else 0.8, lambda now: 1, machine, None, seed
+        )
+        found.run(12.0)
+        assert found.goodput(2.0, 6.0) >= 0.97 * none
+        assert found.goodput(8.0, 12.0) >= 0.97 * best
+
+
 def test_requests_of_two_kinds() -> None:
     """Each is drafted for as it deserves: better than any length that is the same for all."""
     found = Simulation(lambda now, who: 0.9 if who % 2 else 0.05, lambda now: 4)

@@ -20,7 +20,12 @@ from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
-from vllm_kangaroo.goodput.load_worth import most_gained, probe_seconds, undrafted
+from vllm_kangaroo.goodput.load_worth import (
+    most_gained,
+    pays_alone,
+    probe_seconds,
+    undrafted,
+)
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
 from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
@@ -72,6 +77,8 @@ class GoodputController:
         self._awaited = False
         """Whether drafts may be on their way to verification."""
         self._run = ProbeRun()
+        self._on_trial: Ints = NOBODY
+        """Slots of requests that draft in the newest step to find something out."""
         self._requests, self._seconds = 1, 0.0
         """Of the newest step that was looked at; its seconds with those before it that were not."""
         self._drafts = False
@@ -153,6 +160,9 @@ class GoodputController:
         drafted = drafted[own]
         accepted = np.minimum(accepted[own], drafted)
         self.stats.accepted += int(accepted.sum())
+        if len(self._on_trial):
+            brought = int(accepted[np.isin(slots[own], self._on_trial)].sum())
+            self.probes.bring(brought / self.goodput)
         self._learn(slots[own], contexts[own], drafted, accepted, confidences[own])
 
     def _learn(
@@ -182,7 +192,8 @@ class GoodputController:
         began = self.clock()
         can = np.flatnonzero(limits > 0)
         verification = Verification(load, load.requests + tokens, load.requests + expected)
-        cached = self._plan(verification, slots[can], contexts[can], limits[can])
+        free = slots[can]
+        cached = self._plan(verification, free, contexts[can], limits[can])
         plan = cached.plan
         chosen = plan.order[: self._worth(plan)] if self.decides else plan.order
         if len(can):
@@ -191,9 +202,9 @@ class GoodputController:
         if load.requests:
             gain = self.goodput / undrafted(self.costs, load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
-        probing = True
+        probing, self._on_trial = True, NOBODY
         if self.decides:
-            chosen = self._tried(plan, chosen, load, contexts[can])
+            chosen = self._tried(plan, chosen, load, free, contexts[can])
             drafts = bool(len(chosen)) or tokens > 0
             probing = self._run.step()
             self._cold = probing and drafts != self._drafts
@@ -309,16 +320,20 @@ class GoodputController:
         margin = 1.0 if self._drafting else 1.0 + self._margin
         return plan.requests if plan.goodput > plan.plain * margin else 0
 
-    def _tried(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
+    def _tried(
+        self, plan: LengthPlan, chosen: Ints, load: Load, slots: Ints, contexts: Ints
+    ) -> Ints:
         """The chosen, but for a step now and then that is to find something out."""
         if self._run.goes_on(plain=True):
             self.stats.measured += 1
             return NOBODY
         if len(chosen) == len(contexts):
             return self._measured(plan, chosen)
-        return self._probed(plan, chosen, load, contexts)
+        return self._probed(plan, chosen, load, slots, contexts)
 
-    def _probed(self, plan: LengthPlan, chosen: Ints, load: Load, contexts: Ints) -> Ints:
+    def _probed(
+        self, plan: LengthPlan, chosen: Ints, load: Load, slots: Ints, contexts: Ints
+    ) -> Ints:
         """The chosen, and some of the others now and then: what is not drafted says nothing of itself."""
         goes_on = self._run.goes_on(plain=False)
         if not goes_on and not self.probes.affordable:
@@ -333,6 +348,7 @@ class GoodputController:
                 return chosen
             self._run.goes_on(plain=False)
         self.stats.probes += 1
+        self._on_trial = slots[some]
         return np.concatenate((chosen, some))
 
     def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
@@ -373,20 +389,7 @@ class GoodputController:
             return
         if self._explained <= 0:
             self._explained = self.EXPLAIN_EVERY
-            self._why = Off.LOAD if self._pays_alone(load) else Off.ACCEPTANCE
+            alone = pays_alone(self.costs, load, self.acceptance.by_position[: self.most])
+            self._why = Off.LOAD if alone else Off.ACCEPTANCE
         self._explained -= 1
         self.stats.off[self._why] += left
-
-    def _pays_alone(self, load: Load) -> bool:
-        """Whether a request like all others would draft if it had the engine for itself."""
-        context = load.kv_tokens // max(load.requests, 1)
-        alone = plan_lengths(
-            self.costs,
-            Load(1, context),
-            1,
-            1.0,
-            np.array([context]),
-            np.array([self.most]),
-            self.acceptance.by_position[None, :],
-        )
-        return alone.goodput > alone.plain

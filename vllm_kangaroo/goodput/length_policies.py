@@ -12,6 +12,8 @@ from math import inf, log, sqrt
 from random import Random
 from typing import Protocol
 
+from vllm_kangaroo.goodput.load_band import load_band
+
 
 class LengthPolicy(Protocol):
     """Chooses the draft length of each step."""
@@ -96,7 +98,7 @@ class _Arm:
 
 
 class LengthBandit:
-    """UCB over draft lengths, for each band of batch sizes (powers of two) by itself.
+    """UCB over draft lengths, for each band of batch sizes by itself.
 
     Args:
         lengths: the arms.
@@ -122,7 +124,7 @@ class LengthBandit:
 
     def choose(self, requests: int, tokens: int, now: float) -> int:
         """See :class:`LengthPolicy`."""
-        band = requests.bit_length()
+        band = load_band(requests)
         if band != self._band:
             self._band, self._left, self._since = band, 0, None  # what was begun is of another load
         self._tokens += tokens

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.draft_round import COUNTING
-from vllm_kangaroo.goodput.length_plan import LengthPlan
+from vllm_kangaroo.goodput.least_squares import Floats
+from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
 
 
 def undrafted(costs: CostModel, load: Load) -> float:
@@ -42,3 +45,15 @@ def probe_seconds(
     width = load.requests + count * plan.length
     cost += costs.verify(load, width + some, drafted=True)
     return cost - costs.verify(load, width, drafted=True)
+
+
+def pays_alone(costs: CostModel, load: Load, chain: Floats) -> bool:
+    """Whether a request like all others of a load would draft if it had the engine for itself.
+
+    Args:
+        chain: its expected acceptance by position, ``[most]``.
+    """
+    context = load.kv_tokens // max(load.requests, 1)
+    contexts, limits = np.array([context]), np.array([len(chain)])
+    alone = plan_lengths(costs, Load(1, context), 1, 1.0, contexts, limits, chain[None, :])
+    return alone.goodput > alone.plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vllm_kangaroo.goodput.acceptance import Ints
+from vllm_kangaroo.goodput.load_band import load_band
 
 PROBED = 4
 """Requests that are tried at once, at most."""
@@ -31,7 +32,8 @@ class ProbeBudget:
     """Seconds that probes may cost: all of them ``share`` of the time, and what can be saved up for, at the most.
 
     Where drafts would bring little even if all of them were accepted, little of the share is spent, and the rest is kept for
-    another load. A probe is paid at what it is predicted to cost, as if none of its drafts were accepted.
+    another load. A probe is paid at what it is predicted to cost, as if none of its drafts were accepted; what they then bring is
+    given back, up to that. So one that pays for itself is followed by the next at once.
     """
 
     def __init__(self, share: float) -> None:
@@ -42,6 +44,8 @@ class ProbeBudget:
         self._saved = float("inf") if share else 0.0
         self._most = 0.0
         self._wanted = 0.0
+        self._paid = 0.0
+        """For the newest probe, less what it has brought."""
         self._next = 0
         self._drafted_in_a_row = self._plain_in_a_row = 0
         self._after: dict[int, int] = {}
@@ -66,7 +70,7 @@ class ProbeBudget:
 
     @property
     def _plain_after(self) -> int:
-        return self._after.get(_band(self._requests), PLAIN_FIRST)
+        return self._after.get(load_band(self._requests), PLAIN_FIRST)
 
     def weigh(self, gain: float) -> None:
         """If all drafts were accepted, drafting would bring so many tokens more than none does, as a share of these."""
@@ -95,11 +99,11 @@ class ProbeBudget:
             self._plain_in_a_row = 0
             return
         if self.plain_due:
-            self._after[_band(requests)] = min(2 * self._plain_after, PLAIN_EVERY)
+            self._after[load_band(requests)] = min(2 * self._plain_after, PLAIN_EVERY)
         self._drafted_in_a_row = 0
         self._plain_in_a_row += steps
         if self._plain_in_a_row >= OFF:
-            self._after.pop(_band(requests), None)
+            self._after.pop(load_band(requests), None)
 
     def spend(self, seconds: float) -> bool:
         """Pay for a probe, if there is enough."""
@@ -110,7 +114,14 @@ class ProbeBudget:
             self._wanted = cost
             return False
         self._saved -= cost
+        self._paid = cost
         return True
+
+    def bring(self, seconds: float) -> None:
+        """The newest probe has saved so many seconds by tokens that it drafted."""
+        back = min(max(seconds, 0.0), self._paid)
+        self._paid -= back
+        self._saved += back
 
     def turn(self, others: Ints) -> Ints:
         """Which of the requests that do not draft are to be tried next; each has its turn."""
@@ -120,11 +131,6 @@ class ProbeBudget:
         which = (self._next + np.arange(PROBED)) % count
         self._next += PROBED
         return others[np.sort(which)]
-
-
-def _band(requests: int) -> int:
-    """Of loads that are alike: a full batch, mostly a power of two, and one that is short of a few."""
-    return (3 * requests // 2).bit_length()
 
 
 class ProbeRun:
