@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
@@ -71,6 +72,8 @@ class EarlyExitProposer:
         self.bounds = RequestBounds()
         self.spans: Spans
         """What the newest step ran over."""
+        self.undrafted: SpecDecodeMetadata | None = None
+        """What the sampler was asked in the newest step of single tokens alone."""
         self._verified: tuple[Spans, Tensor] | None = None
         """The newest verification's spans and final states, if an exit head is to be told of them."""
 

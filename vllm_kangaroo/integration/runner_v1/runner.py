@@ -24,6 +24,8 @@ from vllm_kangaroo.ladder.spans import IntArray, Spans
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import DraftTokenIds
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
 class EarlyExitRunnerMixin(GPUModelRunner):
@@ -71,6 +73,24 @@ class EarlyExitRunnerMixin(GPUModelRunner):
         )
         self.drafter.spans = spans
         return self.drafter.forward(spans, input_ids, self.input_ids.np, positions)
+
+    def _calc_spec_decode_metadata(
+        self, num_draft_tokens: np.ndarray, cu_num_scheduled_tokens: np.ndarray
+    ) -> SpecDecodeMetadata:
+        """As vLLM's, made once for steps of as many requests that run over a single token each."""
+        count = len(num_draft_tokens)
+        if cu_num_scheduled_tokens[-1] != count:
+            return super()._calc_spec_decode_metadata(num_draft_tokens, cu_num_scheduled_tokens)
+        kept = self.drafter.undrafted
+        if kept is None or len(kept.num_draft_tokens) != count:
+            kept = super()._calc_spec_decode_metadata(num_draft_tokens, cu_num_scheduled_tokens)
+            self.drafter.undrafted = kept
+        return kept
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """As vLLM's; None if nobody has a draft, so that the scheduler need not go through its requests."""
+        found = super().take_draft_token_ids()
+        return found if found is not None and any(found.draft_token_ids) else None
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
         # Without a draft in the whole batch there is nothing to reject, and vLLM's rejection sampler fails on the

@@ -38,6 +38,15 @@ SEAMS: tuple[Seam, ...] = (
         "compiled.",
     ),
     _overridden(
+        f"{RUNNER}._calc_spec_decode_metadata",
+        why="What a step without drafts or prompts asks of a sampler is the same as in the step before.",
+        parameters=("num_draft_tokens", "cu_num_scheduled_tokens"),
+    ),
+    _overridden(
+        f"{RUNNER}.take_draft_token_ids",
+        why="Without a draft in the whole batch the scheduler is told none.",
+    ),
+    _overridden(
         f"{RUNNER}._sample",
         why="A batch without drafts takes the plain sampler: the rejection sampler fails there if only top_k is set. "
         "On a CPU, plain greedy requests are verified without the rejection sampler, which is slow there.",
