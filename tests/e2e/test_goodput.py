@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tests.e2e.engines import Engine, Engines, difference, sampling, tokens_of
 from tests.e2e.fixed_costs import fix
@@ -150,6 +151,30 @@ def test_nothing_is_drafted_where_it_does_not_pay(
     assert seen["off"][Off.ACCEPTANCE] + seen["off"][Off.LOAD] > 100
 
 
+def test_a_step_without_drafts_asks_nothing_anew(
+    ours: Engine, expected: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the sampler only where a prompt is among the requests, and of the scheduler not at all."""
+    control = fix(ours, DEAR, token=2.0)
+    monkeypatch.setattr(control.probes, "_share", 0.0)
+    monkeypatch.setattr(control.probes, "_saved", 0.0)
+    scheduler = ours.llm.llm_engine.engine_core.engine_core.scheduler
+    calls = {"_calc_spec_decode_metadata": 0, "update_draft_token_ids": 0}
+    for owner, name in zip((GPUModelRunner, scheduler), calls, strict=True):
+        asked = getattr(owner, name)
+
+        def ask(*args: Any, of: Any = asked, name: str = name) -> Any:
+            calls[name] += 1
+            return of(*args)
+
+        monkeypatch.setattr(owner, name, ask)
+    with watched(ours) as seen:
+        assert tokens_of(ours.generate([prompts()[0]], **OPTIONS)) == [expected[0]]
+    assert seen["counters"]["drafted"] == 0 and seen["counters"]["passes"][0] > 20
+    assert calls["update_draft_token_ids"] == 0
+    assert calls["_calc_spec_decode_metadata"] < seen["counters"]["passes"][0] / 4
+
+
 @pytest.fixture
 def unseen(ours: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
     """Steps are left unseen wherever they may be, with lookup off, which looks at all; what was answered, by what was asked."""
@@ -253,7 +278,7 @@ def test_a_request_says_how_many_drafts_it_wants(
         name.split("-")[0]: [len(exits) for exits in rounds.values()]
         for name, rounds in record.rounds.items()
     }
-    names = sorted(output.request_id for output in outputs)
+    names = sorted((output.request_id for output in outputs), key=int)
     assert names[0] not in made
     assert 0 < max(made[names[1]]) <= 2 < max(made[names[2]])
     assert seen["off"][Off.REQUEST] > 0

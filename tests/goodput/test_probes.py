@@ -11,6 +11,7 @@ from vllm_kangaroo.goodput.probes import (
     OFF,
     PLAIN_EVERY,
     PLAIN_FIRST,
+    PROBED,
     SAVED,
     ProbeBudget,
     ProbeRun,
@@ -114,11 +115,13 @@ def test_a_probe_that_pays_for_itself_is_followed_by_the_next() -> None:
     for _ in range(SAVED):
         assert budget.spend(0.25)
     assert not budget.spend(0.25)
-    budget.bring(0.125)
+    budget.bring(0.125, 1)
     assert not budget.spend(0.25), "it brought less than it cost"
-    budget.bring(0.5)
+    budget.bring(0.5, 1)
     assert budget.spend(0.25)
     assert not budget.spend(0.25), "it was given back more than it cost"
+    budget.bring(0.5, PROBED)
+    assert not budget.spend(0.25), "of so many requests a probe shows enough"
 
 
 def test_a_probe_takes_its_steps_and_no_others() -> None:

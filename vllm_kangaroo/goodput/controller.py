@@ -162,7 +162,7 @@ class GoodputController:
         self.stats.accepted += int(accepted.sum())
         if len(self._on_trial):
             brought = int(accepted[np.isin(slots[own], self._on_trial)].sum())
-            self.probes.bring(brought / self.goodput)
+            self.probes.bring(brought / self.goodput, len(self._on_trial))
         self._learn(slots[own], contexts[own], drafted, accepted, confidences[own])
 
     def _learn(

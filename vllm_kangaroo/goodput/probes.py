@@ -32,8 +32,8 @@ class ProbeBudget:
     """Seconds that probes may cost: all of them ``share`` of the time, and what can be saved up for, at the most.
 
     Where drafts would bring little even if all of them were accepted, little of the share is spent, and the rest is kept for
-    another load. A probe is paid at what it is predicted to cost, as if none of its drafts were accepted; what they then bring is
-    given back, up to that. So one that pays for itself is followed by the next at once.
+    another load. A probe is paid at what it is predicted to cost, as if none of its drafts were accepted; what those of few
+    requests then bring is given back, up to that. So one that pays for itself is followed by the next at once.
     """
 
     def __init__(self, share: float) -> None:
@@ -117,9 +117,13 @@ class ProbeBudget:
         self._paid = cost
         return True
 
-    def bring(self, seconds: float) -> None:
-        """The newest probe has saved so many seconds by tokens that it drafted."""
-        back = min(max(seconds, 0.0), self._paid)
+    def bring(self, seconds: float, tried: int) -> None:
+        """The newest probe has saved so many seconds by tokens that it drafted, and tried so many requests.
+
+        The fewer these are, the less it has shown, and the more of it counts. Where many requests wait to be tried, a probe
+        shows enough, and what it costs may be known too badly to go on because it seems to pay.
+        """
+        back = min(max(seconds, 0.0) * (PROBED - min(tried, PROBED)) / (PROBED - 1), self._paid)
         self._paid -= back
         self._saved += back
 
