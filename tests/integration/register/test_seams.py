@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +115,16 @@ def test_a_moved_seam_is_told_by_name() -> None:
     assert said[1] == "lacks colour"
     assert "no_such_module" in said[2]
     assert said[3] == "lacks hue"
+
+
+@pytest.mark.slow
+def test_on_another_platform_nothing_of_the_cpu_workers_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their modules change PyTorch for the whole process, in which ``doctor --live`` then starts an engine."""
+    here = {finding.seam.target for finding in seams.check()}
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+    elsewhere = {finding.seam.target for finding in seams.check()}
+    assert (
+        here - elsewhere == {each for each in here if each.startswith(seams.CPU_BACKEND)} != set()
+    )

@@ -47,9 +47,8 @@ def check(seams: tuple[Seam, ...] = SEAMS) -> list[Finding]:
 
 def _is_here(seam: Seam) -> bool:
     """Whether a seam is one of the platform that vLLM runs on."""
-    from vllm.platforms import (
-        current_platform,
-    )  # which is settled once plugins, of which this is one, have been asked
+    # Not before plugins, of which this is one, have been asked for theirs.
+    from vllm.platforms import current_platform
 
     return not seam.target.startswith(CPU_BACKEND) or bool(current_platform.is_cpu())
 
