@@ -90,23 +90,6 @@ def test_plain_numbers_decide_as_arrays_do(count: int, chain: float, seed: int) 
         assert one.around == pytest.approx(other.around)
 
 
-@pytest.mark.parametrize(("takes", "known"), [(0.01, 0.004), (0.003, 0.004)])
-def test_a_single_pass_says_what_another_takes_at_most(takes: float, known: float) -> None:
-    """What opens a round is in it: of a share that is thought too large, all further passes would be thought too cheap."""
-    costs = CostModel(Machine().profile())
-    costs.draft = lambda requests, kv_tokens: known  # type: ignore[method-assign]
-    for kind in (DraftRound, SmallRound, SingleRound):
-        now = [0.0]
-        columns = (np.array([value]) for value in (0, 300, 1))
-        who = Starters(Verification(Load(1, 300), 1, 1.0), *columns, np.full((1, MOST), 0.5))
-        found = kind(costs, Reliability(), who, lambda now=now: now[0])
-        now[0] += takes
-        assert not any(found.keep([0], [0.5], [True]))
-        seen = found.observations()
-        assert seen.drafts == ([(takes, 1, 300.0)] if takes < known else [])
-        assert seen.around == (pytest.approx(takes - known), 1)
-
-
 @settings(deadline=None, max_examples=40)
 @given(sure=st.floats(0.0, 1.0), less=st.floats(0.0, 1.0))
 def test_the_surer_a_draft_the_sooner_another_follows(sure: float, less: float) -> None:

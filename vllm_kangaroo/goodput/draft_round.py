@@ -145,7 +145,7 @@ class DraftRound:
         seconds, self._then = now - self._then, now
         if not self._step:  # it holds what opens the round
             self.around += seconds - self._costs.draft(*self._in_pass)
-            self._first = seconds, *self._in_pass
+            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
             return
         self.passes.append((seconds, *self._in_pass))
 
@@ -155,20 +155,6 @@ class DraftRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        first = self._first
-        drafts = self.passes or at_most(first, self._costs.draft(*first[1:]))
+        # A first pass says little of what a pass takes, and more than nothing.
+        drafts = self.passes or [self._first]
         return Observations(drafts=drafts, around=(self.around, len(self.slots)))
-
-
-def at_most(first: tuple[float, int, float], seconds: float) -> list[tuple[float, int, float]]:
-    """What a round of a single pass shows of draft passes.
-
-    The time of a first pass holds what opens the round, and how much of it that is cannot be told: were it taken off at what it
-    is thought to be, a wrong share of the two would stay wrong, and further passes be taken for cheaper or dearer than they are.
-    A further pass takes no longer, that is all.
-
-    Args:
-        first: seconds, requests and KV tokens of that pass.
-        seconds: that a pass is thought to take.
-    """
-    return [first] if first[0] < seconds else []

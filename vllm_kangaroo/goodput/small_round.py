@@ -13,7 +13,7 @@ import numpy as np
 
 from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel
-from vllm_kangaroo.goodput.draft_round import Starters, at_most
+from vllm_kangaroo.goodput.draft_round import Starters
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.reliability import Reliability
@@ -120,7 +120,7 @@ class SmallRound:
         seconds, self._then = now - self._then, now
         if not self._step:
             self.around += seconds - self._drafting
-            self._first = seconds, *self._in_pass
+            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
         else:
             self.passes.append((seconds, *self._in_pass))
 
@@ -130,7 +130,7 @@ class SmallRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        drafts = self.passes or at_most(self._first, self._drafting)
+        drafts = self.passes or [self._first]
         return Observations(drafts=drafts, around=(self.around, len(self.slots)))
 
 
