@@ -52,7 +52,7 @@ class Engine:
             arguments["compilation_config"] = {"mode": settings["mode"]}
         if name == "ours":
             gpu_cases.accept_as_said("V2")
-            config = gpu_cases.SPECULATIVE["kangaroo"] | {"goodput": settings["goodput"]}
+            config = gpu_cases.SPECULATIVE["kangaroo"] | {"goodput": True}
             arguments["speculative_config"] = config | {"num_speculative_tokens": MOST}
         self.llm = LLM(
             str(folder),
@@ -251,15 +251,16 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--mode", type=int, help="vLLM's compilation mode, 0 for none")
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(given)
+    import torch
+
     ends = time.monotonic() + 60 * arguments.minutes
     os.environ |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     settings = {
-        "small": arguments.small,
+        "small": arguments.small or not torch.cuda.is_available(),
         "mode": arguments.mode,
         "most": max(arguments.batches),
-        "goodput": True,
     }
     sides = {name: Side(name, settings) for name in ENGINES}
     rows: list[dict[str, Any]] = []

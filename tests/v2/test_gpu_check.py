@@ -77,14 +77,15 @@ def test_a_case_that_fails_is_told_and_takes_no_other_with_it(check: Any) -> Non
 
 
 def test_goodput_control_beside_fixed_lengths_and_vllm_alone(tmp_path: Path) -> None:
-    """Both engines in processes of their own, as on a GPU."""
+    """Both engines in processes of their own, as on a GPU; without one they are small by themselves."""
     out = tmp_path / "found.json"
-    command = [sys.executable, str(SCRIPTS / "gpu_goodput.py"), "--small", "--out", str(out)]
+    command = [sys.executable, str(SCRIPTS / "gpu_goodput.py"), "--out", str(out)]
     command += ["--batches", "1", "2", "--rates", "0.8", "--rounds", "1", "--tokens", "8"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr[-2000:]
     found = json.loads(out.read_text())["summary"]
     assert [row["batch"] for row in found] == [1, 2]
+    assert found[0]["lengths"][0] < 1.0, "control drafted nothing"
     for row in found:
         assert list(row["fixed_over_alone"]) == ["0", "1", "2", "3", "4"]
         assert min(row["fixed_over_alone"].values()) > 0
