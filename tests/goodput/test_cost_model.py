@@ -153,7 +153,7 @@ def test_what_a_step_takes_beside_the_passes_is_learnt() -> None:
         costs.observe_verify(0.017, load, 8, drafted=True)
         costs.observe_draft(0.0025, 4, 1000.0)
         costs.observe_check(0.004, 8, 1000.0)
-        costs.observe_overhead(0.0007, 4)
+        costs.observe_opening(0.0032, 4, 1000.0)
     assert costs.verify(load, 4, drafted=False) == pytest.approx(0.015, rel=0.03)
     assert costs.verify(load, 8, drafted=True) == pytest.approx(0.017, rel=0.03)
     assert costs.draft(4, 1000.0) == pytest.approx(0.0025, rel=0.03)
@@ -167,7 +167,20 @@ def test_a_curve_goes_on_along_its_last_slope() -> None:
     costs = CostModel(CostProfile(verify=Curve.timed({1: 0.01, 10: 0.01, 20: 0.02})))
     wide = costs.verify(Load(1), 120, drafted=False) - costs.verify(Load(1), 20, drafted=False)
     assert wide == pytest.approx(0.1, rel=0.01)
-    assert Curve.timed({1: 0.02, 2: 0.01}).seconds == (0.01, 0.01)
+
+
+def test_a_smaller_pass_takes_longer_only_where_it_does_so_by_much() -> None:
+    timed = {1: 0.0102, 2: 0.0118, 4: 0.01, 6: 0.0101, 8: 0.02, 12: 0.0199}
+    assert Curve.doubtful(timed) == [2]
+    assert Curve.timed(timed).seconds == (0.01, 0.0118, 0.01, 0.0101, 0.0199, 0.0199)
+    profile = CostProfile(verify=Curve.timed(timed))
+    for drafts, costs in ((1, CostModel(profile)), (3, CostModel(profile))):
+        seconds = costs.verify_along(Load(1), np.arange(1.0, 7.0)).tolist()
+        assert seconds == pytest.approx(
+            [costs.verify(Load(1), at, drafted=True) for at in range(1, 7)]
+        )
+        assert seconds == pytest.approx(costs.verify_after(Load(1), 0, 6))
+        assert (seconds[drafts] > seconds[3]) == (drafts == 1)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +227,7 @@ def test_steps_of_one_request_as_plain_figures() -> None:
         costs.observe_verify(0.012 + 0.0005 * tokens, Load(1, 50), tokens, drafted=tokens > 1)
         costs.observe_draft(0.003, 1, 50)
         costs.observe_check(0.004, 2, 50)
-        costs.observe_overhead(0.001, 1)
+        costs.observe_opening(0.004, 1, 50)
     found = StepCosts.of(costs, 50, 6, checks=True)
     assert found.verify == pytest.approx([0.012 + 0.0005 * at for at in range(1, 7)], rel=0.03)
     assert found.draft == pytest.approx(0.003, rel=0.03)

@@ -38,7 +38,7 @@ class Ticks:
 
 
 def rounds(
-    count: int, limits: list[int], chain: float, *, weighed: bool = True
+    count: int, limits: list[int], chain: float, *, least: int = 1
 ) -> list[DraftRound | SmallRound]:
     arguments: Callable[[], tuple[Any, ...]] = lambda: (  # noqa: E731
         COSTS,
@@ -49,7 +49,7 @@ def rounds(
             np.full(count, 300),
             np.array(limits),
             np.full((count, MOST), chain),
-            weighed,
+            least,
         ),
         Ticks(),
     )
@@ -87,7 +87,7 @@ def test_plain_numbers_decide_as_arrays_do(count: int, chain: float, seed: int) 
         assert large.verification.spent == pytest.approx(small.verification.spent)
         other = small.observations()
         assert np.array(one.drafts) == pytest.approx(np.array(other.drafts))
-        assert one.around == pytest.approx(other.around)
+        assert one.opening == pytest.approx(other.opening)
 
 
 @settings(deadline=None, max_examples=40)
@@ -103,7 +103,7 @@ def test_the_surer_a_draft_the_sooner_another_follows(sure: float, less: float) 
 def test_unweighed_drafts_go_on_wherever_they_may(count: int, chain: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     limits = random.integers(1, MOST + 1, count).tolist()
-    kinds = rounds(count, limits, chain, weighed=False)
+    kinds = rounds(count, limits, chain, least=MOST)
     alive, step = list(range(count)), 0
     while alive:
         step += 1
@@ -114,6 +114,21 @@ def test_unweighed_drafts_go_on_wherever_they_may(count: int, chain: float, seed
         alive = [who for who, on in zip(alive, may, strict=True) if on]
     for each in kinds:
         assert each.verification.spent == pytest.approx(kinds[0].verification.spent)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_second_pass_that_is_due_is_made_whatever_it_brings(count: int) -> None:
+    who, surely = list(range(count)), [True] * count
+    for least in (1, 2):
+        for each in rounds(count, [MOST] * count, 0.01, least=least):
+            assert list(each.keep(who, [0.01] * count, surely)) == [least == 2] * count
+            if least == 2:
+                assert not any(each.keep(who, [0.01] * count, surely))
+            each.end()
+            seen = each.observations()
+            assert [width for _, width, _ in seen.drafts] == [count] * (least - 1)
+            assert seen.opening is not None
+            assert seen.opening[1:] == (count, 300.0 * count)
 
 
 def test_a_plan_is_the_best_of_all() -> None:
@@ -188,7 +203,7 @@ def test_all_draft_where_nothing_is_decided() -> None:
             list(chosen.round.keep([0, 1, 2], [0.01] * 3, [True, False, True]))[::2] == [True] * 2
         )
         control.end(chosen)
-        assert chosen.round.observations().around is not None
+        assert chosen.round.observations().opening is not None
     assert control.stats.lengths[0] == 0
 
 
@@ -211,7 +226,9 @@ def test_drafts_that_were_trimmed_say_nothing() -> None:
 def test_what_was_observed_is_learnt_at_once_and_in_that_order() -> None:
     """Ranks of an engine that are given the same observations decide the same."""
     seen = Observations(
-        verify=(0.02, Load(2, 300), 4, True), drafts=[(0.004, 2, 300.0)] * 3, around=(0.001, 2)
+        verify=(0.02, Load(2, 300), 4, True),
+        drafts=[(0.004, 2, 300.0)] * 3,
+        opening=(0.005, 2, 300.0),
     )
     one, other = controller(0.5), controller(0.5)
     for control in (one, other):
@@ -221,7 +238,7 @@ def test_what_was_observed_is_learnt_at_once_and_in_that_order() -> None:
     assert one.costs.draft(2, 300.0) == other.costs.draft(2, 300.0)
     assert one.stats == other.stats
     assert one.stats.relative_errors > 0.0
-    assert one.stats.seconds == pytest.approx(20 * (0.02 + 0.012 + 0.001))
+    assert one.stats.seconds == pytest.approx(20 * (0.02 + 0.012 + 0.005))
 
 
 @settings(deadline=None, max_examples=60)

@@ -112,6 +112,19 @@ def test_a_step_behind_one_of_the_other_kind_teaches_no_costs(acceptance: float)
         assert predicted == pytest.approx(MACHINE.verify(load, width, drafted), rel=0.06)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_what_opens_a_round_is_told_from_its_pass(share: float) -> None:
+    """Where hardly more than one draft is ever made, and the profile has passes much too cheap, or much too dear."""
+    machine = replace(MACHINE, around=0.002, knee=4)
+    found = Simulation(
+        lambda now, who: 0.3, lambda now: 1, machine, profile_of=replace(machine, share=share)
+    )
+    found.run(12.0)
+    costs, context = found.controller.costs, int(found.contexts[0])
+    assert costs.draft(1, context) == pytest.approx(machine.draft(1), rel=0.1)
+    assert costs.overhead(1) == pytest.approx(machine.around, rel=0.1)
+
+
 @pytest.mark.parametrize(("batch", "acceptance"), [(1, 0.6), (4, 0.8), (16, 0.6)])
 def test_confidences_that_say_nothing(batch: int, acceptance: float) -> None:
     _, goodput = run(batch, acceptance, surety=None)

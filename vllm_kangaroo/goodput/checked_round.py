@@ -45,16 +45,17 @@ class CheckedRound:
         self._contexts: list[int] = who.contexts.tolist()
         self._limits: list[int] = who.limits.tolist()
         self._chains: list[list[float]] = who.chains.tolist()
-        self._weighed = who.weighed
+        self._least = who.least
         self._survival = [1.0] * len(slots)
         self._passes: list[tuple[float, int, float]] = []
         self._checks: list[tuple[float, int, float]] = []
         self.around = 0.0
-        """Seconds that the rounds took beside their passes."""
+        """Seconds that the rounds took beside all passes but their first."""
         self._clock = clock
         self._then = clock()
         self._kv_tokens = float(sum(self._contexts))
-        self._first = True
+        self._first = len(slots), self._kv_tokens
+        self._rounds = self._drafted = 0
         verification.spent += costs.overhead(len(slots))
         verification.spent += gains.seconds(costs, len(slots), self._kv_tokens)
 
@@ -68,11 +69,11 @@ class CheckedRound:
     ) -> Sequence[bool]:
         """A draft pass of a round has ended."""
         seconds, count = self._seconds(), len(places)
-        if self._first:
-            self._first = False
-            self.around += seconds - self._costs.draft(count, self._kv_tokens)
-        else:
+        if self._drafted:
             self._passes.append((seconds, count, self._kv_tokens))
+        else:
+            self.around += seconds
+        self._drafted += 1
         return may
 
     def another(
@@ -86,6 +87,7 @@ class CheckedRound:
         """See :class:`vllm_kangaroo.drafting.hispec.RoundPace`."""
         self._checks.append((self._seconds(), sum(drafted), self._kv_tokens))
         self._gains.learn(drafted, agreed, gained)
+        self._rounds += 1
         now, going = self.verification, [False] * len(places)
         hopes = []
         for at, (who, count) in enumerate(zip(places, gained, strict=True)):
@@ -118,7 +120,7 @@ class CheckedRound:
         return hope
 
     def _worth(self, hopes: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
-        if not self._weighed:
+        if self._rounds < self._least:
             return [at for _, at in hopes]
         now, costs, gains = self.verification, self._costs, self._gains
         verifying = costs.verify(now.load, now.tokens, drafted=True) + now.spent
@@ -140,5 +142,5 @@ class CheckedRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        around = (self.around, len(self.slots))
-        return Observations(drafts=self._passes, checks=self._checks, around=around)
+        opening = (self.around, *self._first)
+        return Observations(drafts=self._passes, checks=self._checks, opening=opening)

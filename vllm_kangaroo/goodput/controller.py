@@ -14,16 +14,17 @@ import numpy as np
 from vllm_kangaroo.goodput.acceptance import AcceptanceModel, Ints
 from vllm_kangaroo.goodput.choice import NOBODY, AnyRound, CachedPlan, Chosen
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
-from vllm_kangaroo.goodput.draft_round import COUNTING, DraftRound, Starters, Verification
+from vllm_kangaroo.goodput.draft_round import DraftRound, Starters, Verification
 from vllm_kangaroo.goodput.evidence import Evidence
+from vllm_kangaroo.goodput.further_pass import FurtherPass, further_seconds
 from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.goodput.goodput_stats import GoodputStats, Off
 from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
 from vllm_kangaroo.goodput.load_worth import (
     most_gained,
-    pays_alone,
     probe_seconds,
+    surplus,
     undrafted,
 )
 from vllm_kangaroo.goodput.observations import Observations
@@ -32,6 +33,7 @@ from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
 from vllm_kangaroo.goodput.reliability import Reliability
 from vllm_kangaroo.goodput.repeats import Kept, Repeats
 from vllm_kangaroo.goodput.small_round import FEW, SingleRound, SmallRound
+from vllm_kangaroo.goodput.why_off import WhyOff
 
 
 class GoodputController:
@@ -46,8 +48,6 @@ class GoodputController:
     """Steps for which a plan holds, as long as the same requests run."""
     FOLLOWED = 0.1
     """Share of the newest step in what drafts have brought of late."""
-    EXPLAIN_EVERY = 32
-    """Steps without drafts between two answers to the question whether the load is why."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class GoodputController:
         """Over no drafts, of late."""
         self._margin = options.start_margin
         self._drafting = False
-        self._explained = 0
-        self._why = Off.ACCEPTANCE
+        self._why = WhyOff()
         self._pending = PendingDrafts(most)
         self._awaited = False
         """Whether drafts may be on their way to verification."""
         self._run = ProbeRun()
+        self._further = FurtherPass()
         self._on_trial: Ints = NOBODY
         """Slots of requests that draft in the newest step to find something out."""
         self._requests, self._seconds = 1, 0.0
@@ -108,17 +108,16 @@ class GoodputController:
             self._compare(seen, tokens)
         if not self._cold:
             seen.teach(self.costs)
+            self._further.observe(seen)
         self._cold = False
 
     def _compare(self, seen: Observations, tokens: int) -> None:
         assert seen.verify is not None
         seconds, load, width, drafted = seen.verify
         predicted = self.costs.verify(load, width, drafted=drafted)
-        drafting = sum(each[0] for each in (*seen.drafts, *seen.checks))
-        drafting += seen.around[0] if seen.around is not None else 0.0
-        self.stats.timed(seconds, predicted, tokens, drafting)
-        self._seconds += seconds + drafting
-        self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
+        self.stats.timed(seconds, predicted, tokens, seen.drafting)
+        self._seconds += seconds + seen.drafting
+        self.probes.earn(seconds + seen.drafting, drafted=drafted, requests=load.requests)
 
     def looked(self, seconds: float) -> None:
         """A step has been observed and learnt from, which took so long."""
@@ -226,8 +225,8 @@ class GoodputController:
             kept = Kept(slots.tobytes(), limits.tobytes(), who, chains, before, plan.seconds)
         self._repeats.keep(kept)
         columns = slots[who], contexts[who], limits[who], chains
-        starters = Starters(verification, *columns, weighed=self.decides)
-        drafting = self._open(cached.checks, starters)
+        least = self._least(cached.checks, load, tokens, contexts[who])
+        drafting = self._open(cached.checks, Starters(verification, *columns, least))
         if self.decides:  # looking takes time, too, which most steps without drafts are spared
             drafting.around += (self._looking + self.clock() - began) / (1 + self._unseen)
         self._looking = 0.0
@@ -301,20 +300,26 @@ class GoodputController:
         A pass is taken to be shared by all requests of the load, at the rate of :meth:`rate`. What would not be begun, as too
         little better than no drafts, brings nothing.
         """
-        costs, count = self.costs, load.requests
-        gains = np.cumsum(np.cumprod(self.acceptance.chains(slots, contexts), axis=1), axis=1)
-        lengths = COUNTING[: self.most]
-        seconds = costs.verify_along(load, count + count * lengths)
-        seconds += costs.overhead(count) - costs.verify(load, count, drafted=True)
-        seconds += costs.draft(count, load.kv_tokens) * lengths
         margin = 1.0 if self._drafting else 1.0 + self._margin
-        best: Floats = (gains - seconds * (self.rate(load) * margin / count)).max(axis=1)
-        return np.maximum(best, 0.0)
+        chains = self.acceptance.chains(slots, contexts)
+        return surplus(self.costs, load, chains, self.rate(load) * margin)
 
     def leave_out(self, why: Off, requests: int) -> None:
         """So many requests get no drafts, whatever would pay."""
         self.stats.off[why] += requests
         self.stats.lengths[0] += requests
+
+    def _least(self, checks: bool, load: Load, tokens: int, contexts: Ints) -> int:
+        """Draft passes of those who draft, at least: their first, and a second now and then."""
+        if not self.decides:
+            return self.most
+        if checks or not self._further.due:
+            return 1
+        lost = further_seconds(self.costs, load, tokens + len(contexts), contexts)
+        if not self.probes.spend(lost):
+            return 1
+        self._further.made()
+        return 2
 
     def _worth(self, plan: LengthPlan) -> int:
         margin = 1.0 if self._drafting else 1.0 + self._margin
@@ -387,9 +392,5 @@ class GoodputController:
         if self._drafting and not len(chosen):
             self.stats.off[Off.MEASURING] += left
             return
-        if self._explained <= 0:
-            self._explained = self.EXPLAIN_EVERY
-            alone = pays_alone(self.costs, load, self.acceptance.by_position[: self.most])
-            self._why = Off.LOAD if alone else Off.ACCEPTANCE
-        self._explained -= 1
-        self.stats.off[self._why] += left
+        chain = self.acceptance.by_position[: self.most]
+        self.stats.off[self._why.answer(self.costs, load, chain)] += left

@@ -23,6 +23,8 @@ BESIDE = 4e-3
 """The same of a step, whatever it runs over."""
 CUT = 5e-4
 """The same of a step that verifies drafts, beside one over as many tokens that does not."""
+FURTHER = 0.0, 0.0
+"""What a draft pass after a round's first has of what is around a round."""
 EACH_KV = 1e-6
 """The same of a position that is attended to."""
 
@@ -51,7 +53,7 @@ class PassCost:
         timed: bool,
         around: float,
         beside: float = 0.0,
-        others: Sequence[float] = (),
+        others: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Begin from a curve.
 
@@ -59,7 +61,7 @@ class PassCost:
             timed: whether the curve was measured.
             around: how much longer than the curve a pass may take, in units of its first point.
             beside: seconds that it takes longer, about.
-            others: seconds that further features may take, each about.
+            others: seconds that each of further features takes, about, and how far that may be off.
         """
         self._tokens, self._seconds = curve.arrays()
         self._sizes: list[float] = self._tokens.tolist()
@@ -71,12 +73,12 @@ class PassCost:
         """What such numbers of tokens take by the coefficients below, as long as these are the fit's."""
         self._priced: list[float] = []
         unit = curve.seconds[0]
-        prior = [max(0.1 * around * unit, beside), 1.0, 0.0, 0.0, *[0.0] * len(others)]
+        prior = [max(0.1 * around * unit, beside), 1.0, 0.0, 0.0, *[about for about, _ in others]]
         spread = [max(around * unit, 2.0 * beside), 0.3, EACH, EACH_KV]
         if not timed:
             spread = [around * unit, 3.0, 0.05 * unit, 1e-4 * unit]
-            others = [max(0.3 * unit, each) for each in others]
-        spread += others
+            others = [(about, max(0.3 * unit, each)) for about, each in others]
+        spread += [each for _, each in others]
         self.fit = LeastSquares(prior, spread, least=0.05 * unit)
 
     def _curve(self, tokens: float) -> float:
@@ -132,17 +134,15 @@ class CostModel:
     def __init__(self, profile: CostProfile) -> None:
         timed = profile.timed
         unit = profile.verify.seconds[0]
-        others = (EACH, EACH, max(0.1 * unit, CUT))
+        others = ((0.0, EACH), (0.0, EACH), (0.0, max(0.1 * unit, CUT)))
         self._verify = PassCost(
             profile.verify, timed=timed, around=2.0, beside=BESIDE, others=others
         )
         draft = profile.draft or profile.verify
-        self._draft = PassCost(draft, timed=timed, around=1.0)
+        # Of a round of a single pass no more than the sum is known of that pass and what is around it: one fit for both.
+        opening = ((0.05 * unit, 0.2 * unit), (0.0, EACH_AROUND))
+        self._draft = PassCost(draft, timed=timed, around=1.0, others=opening)
         self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
-        # What is left of a round beside its passes is known no better than a pass is.
-        self._overhead = LeastSquares(
-            (0.05 * unit, 0.0), (0.2 * unit, EACH_AROUND), least=draft.seconds[0]
-        )
 
     def verify(self, load: Load, tokens: int, *, drafted: bool) -> float:
         """A step besides drafting, over ``tokens`` of requests that decode: the engine's part of it included.
@@ -170,7 +170,7 @@ class CostModel:
             return [self._draft.seconds(1, kv_tokens)]
         return [
             seconds + self._draft.fit.coefficients[3] * kv_tokens * count
-            for count, seconds in enumerate(self._draft.after(0, requests, 0.0), 1)
+            for count, seconds in enumerate(self._draft.after(0, requests, 0.0, *FURTHER), 1)
         ]
 
     def draft(self, requests: float, kv_tokens: float) -> float:
@@ -179,7 +179,7 @@ class CostModel:
 
     def draft_along(self, requests: Floats, kv_tokens: Floats) -> Floats:
         """Draft passes over each of so many requests."""
-        return self._draft.along(requests, kv_tokens)
+        return self._draft.along(requests, kv_tokens, *FURTHER)
 
     def check(self, tokens: float, kv_tokens: float) -> float:
         """An intermediate verification."""
@@ -191,7 +191,7 @@ class CostModel:
 
     def overhead(self, requests: float) -> float:
         """What a round of drafting takes beside its passes."""
-        fixed, each = self._overhead.coefficients
+        fixed, each = self._draft.fit.coefficients[4:]
         return fixed + each * requests
 
     def observe_verify(self, seconds: float, load: Load, tokens: int, *, drafted: bool) -> None:
@@ -201,13 +201,13 @@ class CostModel:
         self._verify.observe(seconds, every, load.kv_tokens, *rest, kind=int(drafted))
 
     def observe_draft(self, seconds: float, requests: float, kv_tokens: float) -> None:
-        """A draft pass took so long."""
-        self._draft.observe(seconds, requests, kv_tokens)
+        """A draft pass after a round's first took so long."""
+        self._draft.observe(seconds, requests, kv_tokens, *FURTHER)
 
     def observe_check(self, seconds: float, tokens: float, kv_tokens: float) -> None:
         """An intermediate verification took so long."""
         self._check.observe(seconds, tokens, kv_tokens)
 
-    def observe_overhead(self, seconds: float, requests: float) -> None:
-        """A round took so much longer than its passes."""
-        self._overhead.observe(np.array((1.0, float(requests))), max(0.0, seconds))
+    def observe_opening(self, seconds: float, requests: float, kv_tokens: float) -> None:
+        """A round's first draft pass took so long, with all that the round takes beside its passes."""
+        self._draft.observe(seconds, requests, kv_tokens, 1.0, float(requests), kind=1)

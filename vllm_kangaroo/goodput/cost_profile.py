@@ -18,6 +18,8 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Tokens of the passes that are timed."""
 
 
+FALLS = 1.05
+"""Times what a larger pass took from which a smaller one is believed to take longer."""
 FAR = 1e6
 """Tokens past the last size that is timed to which its slope goes on."""
 
@@ -44,11 +46,25 @@ class Curve(BaseModel):
     def timed(cls, seconds: Mapping[int, float]) -> Self:
         """Of timings by number of tokens.
 
-        More tokens never take less time: where they seem to, what disturbed the smaller pass is in its time.
+        Where a few more tokens take a little less time, what disturbed the smaller pass is in its time. By :data:`FALLS` or more
+        it is taken at its word: other kernels are made for other sizes.
         """
         tokens = sorted(seconds)
-        rising = np.minimum.accumulate([seconds[count] for count in reversed(tokens)])[::-1]
-        return cls(tokens=tuple(tokens), seconds=tuple(rising.tolist()))
+        found = [seconds[count] for count in tokens]
+        rising = np.minimum.accumulate(found[::-1])[::-1].tolist()
+        pairs = zip(found, rising, strict=True)
+        kept = [own if own >= FALLS * least else least for own, least in pairs]
+        return cls(tokens=tuple(tokens), seconds=tuple(kept))
+
+    @staticmethod
+    def doubtful(seconds: Mapping[int, float]) -> list[int]:
+        """Sizes that are to be timed once more, as a larger one took so much less that the curve would fall."""
+        least, found = float("inf"), []
+        for count in sorted(seconds, reverse=True):
+            if seconds[count] >= FALLS * least:
+                found.append(count)
+            least = min(least, seconds[count])
+        return found[::-1]
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The same as arrays, with one place more far to the right along the last slope."""
@@ -92,7 +108,7 @@ class ProfileStore:
     What cannot be read counts as not there, and what cannot be written is left: a profile is a start and no more.
     """
 
-    VERSION = 1
+    VERSION = 2
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self._key = {"version": self.VERSION, **key}

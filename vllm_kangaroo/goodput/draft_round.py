@@ -42,8 +42,8 @@ class Starters:
     """Most drafts of each, at least 1."""
     chains: Floats
     """Conditional acceptance by position, ``[requests, positions]``."""
-    weighed: bool = True
-    """Whether they draft on only while it pays; otherwise wherever they may."""
+    least: int = 0
+    """Draft passes that are made wherever they may, whether they pay or not."""
 
 
 class DraftRound:
@@ -76,17 +76,17 @@ class DraftRound:
         self.passes: list[tuple[float, int, float]] = []
         """Seconds, requests and KV tokens of each."""
         self.around = 0.0
-        """Seconds that the round took beside its passes."""
+        """Seconds that the round took beside all passes but its first."""
         self._costs, self._reliability = costs, reliability
         self._chains = who.chains
-        self._weighed = who.weighed
+        self._least = who.least
         self._survival: Floats = np.ones(len(slots))
         """Probability that all drafts of a request so far are accepted."""
         self._step = 0
         self._clock = clock
         self._then = clock()
         self._in_pass = len(slots), float(who.contexts.sum())
-        self._first = 0.0, *self._in_pass
+        self._first = self._in_pass
         verification.spent += costs.overhead(len(slots)) + costs.draft(*self._in_pass)
 
     def keep(
@@ -124,7 +124,7 @@ class DraftRound:
         """Indices of the requests to go on with: those that gain most, as many as pay."""
         now, costs = self.verification, self._costs
         order = np.argsort(-gains, kind="stable")
-        if not self._weighed:
+        if self._step < self._least:
             return order[gains[order] > 0.0]
         counts = COUNTING[: len(order)]
         kv_tokens = np.cumsum(self.contexts[alive[order]], dtype=np.float64)
@@ -143,11 +143,10 @@ class DraftRound:
     def _time_pass(self) -> None:
         now = self._clock()
         seconds, self._then = now - self._then, now
-        if not self._step:  # it holds what opens the round
-            self.around += seconds - self._costs.draft(*self._in_pass)
-            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
-            return
-        self.passes.append((seconds, *self._in_pass))
+        if self._step:
+            self.passes.append((seconds, *self._in_pass))
+        else:  # it holds what opens the round
+            self.around += seconds
 
     def end(self) -> None:
         """All that the round does is done."""
@@ -155,6 +154,4 @@ class DraftRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        # A first pass says little of what a pass takes, and more than nothing.
-        drafts = self.passes or [self._first]
-        return Observations(drafts=drafts, around=(self.around, len(self.slots)))
+        return Observations(drafts=self.passes, opening=(self.around, *self._first))

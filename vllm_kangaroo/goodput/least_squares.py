@@ -73,9 +73,10 @@ class LeastSquares:
         """How many of them there were of late, less those made up for."""
         self._in_a_row = 0
         self._unsolved = 0
-        self._skipped = 0
-        self._kind = 0
-        """Of the newest observation."""
+        self._came: dict[int, int] = {}
+        """By kind, how many values had come when its newest did."""
+        self._values = 0
+        self._skipped: dict[int, int] = {}
 
     def predict(self, features: Floats) -> float:
         """The expected value at ``[n]`` features."""
@@ -85,14 +86,17 @@ class LeastSquares:
         """Take in one value at ``[n]`` features.
 
         Args:
-            kind: a value of another kind than the one before it is taken in however brief it is, since it may seldom come.
+            kind: of those that are brief, as many of each are taken in, and all of one that seldom comes.
         """
-        self._skipped += 1
-        brief = value < self.BRIEF and kind == self._kind
-        self._kind = kind
-        if brief and self._skipped < self.TAKEN and self.observations > self.SETTLED:
+        self._values += 1
+        often = self._values - self._came.get(kind, -self.TAKEN) < self.TAKEN
+        self._came[kind] = self._values
+        skipped = self._skipped.get(kind, 0) + 1
+        spared = often and skipped < self.TAKEN and self.observations > self.SETTLED
+        if spared and value < self.BRIEF:
+            self._skipped[kind] = skipped
             return
-        self._skipped = 0
+        self._skipped[kind] = 0
         expected = max(float(features @ self.values), self._least)
         if self.observations >= self.EVERY and value > self.OUTLIER * expected:
             self._outliers = min(self._outliers + 1.0, 2.0 * self.STAYING)

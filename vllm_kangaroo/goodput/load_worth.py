@@ -8,7 +8,7 @@ from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.draft_round import COUNTING
 from vllm_kangaroo.goodput.least_squares import Floats
-from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
+from vllm_kangaroo.goodput.length_plan import LengthPlan
 
 
 def undrafted(costs: CostModel, load: Load) -> float:
@@ -23,6 +23,22 @@ def most_gained(costs: CostModel, load: Load, most: int) -> float:
     seconds = costs.verify_along(load, tokens) + costs.overhead(count)
     seconds += costs.draft(count, load.kv_tokens) * lengths
     return float((tokens / seconds).max()) / undrafted(costs, load) - 1.0
+
+
+def surplus(costs: CostModel, load: Load, chains: Floats, rate: float) -> Floats:
+    """Tokens that its best number of drafts brings each request beyond what their time is worth, ``[requests]``.
+
+    Args:
+        chains: conditional acceptance by position, ``[requests, positions]``.
+        rate: tokens a second that the engine makes otherwise.
+    """
+    count, gains = load.requests, np.cumsum(np.cumprod(chains, axis=1), axis=1)
+    lengths = COUNTING[: chains.shape[1]]
+    seconds = costs.verify_along(load, count + count * lengths)
+    seconds += costs.overhead(count) - costs.verify(load, count, drafted=True)
+    seconds += costs.draft(count, load.kv_tokens) * lengths
+    best: Floats = (gains - seconds * (rate / count)).max(axis=1)
+    return np.maximum(best, 0.0)
 
 
 def probe_seconds(
@@ -45,15 +61,3 @@ def probe_seconds(
     width = load.requests + count * plan.length
     cost += costs.verify(load, width + some, drafted=True)
     return cost - costs.verify(load, width, drafted=True)
-
-
-def pays_alone(costs: CostModel, load: Load, chain: Floats) -> bool:
-    """Whether a request like all others of a load would draft if it had the engine for itself.
-
-    Args:
-        chain: its expected acceptance by position, ``[most]``.
-    """
-    context = load.kv_tokens // max(load.requests, 1)
-    contexts, limits = np.array([context]), np.array([len(chain)])
-    alone = plan_lengths(costs, Load(1, context), 1, 1.0, contexts, limits, chain[None, :])
-    return alone.goodput > alone.plain

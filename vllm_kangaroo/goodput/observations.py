@@ -15,11 +15,17 @@ class Observations:
     verify: tuple[float, Load, int, bool] | None = None
     """Seconds, what the verification ran over, tokens of requests that decode, whether there were drafts among them."""
     drafts: list[tuple[float, int, float]] = field(default_factory=list)
-    """Of each draft pass: seconds, requests, KV tokens."""
+    """Of each draft pass after a round's first: seconds, requests, KV tokens."""
     checks: list[tuple[float, int, float]] = field(default_factory=list)
     """Of each intermediate verification: seconds, tokens, KV tokens."""
-    around: tuple[float, int] | None = None
-    """What the round took beside its passes, and its requests."""
+    opening: tuple[float, int, float] | None = None
+    """Of the round's first draft pass, with all that the round took beside its passes: as of another."""
+
+    @property
+    def drafting(self) -> float:
+        """Seconds of the whole round."""
+        first = () if self.opening is None else (self.opening,)
+        return sum(seconds for seconds, *_ in (*first, *self.drafts, *self.checks))
 
     def teach(self, costs: CostModel) -> None:
         """Let a cost model learn them."""
@@ -27,8 +33,8 @@ class Observations:
             costs.observe_draft(*_mean(self.drafts))
         if self.checks:
             costs.observe_check(*_mean(self.checks))
-        if self.around is not None:
-            costs.observe_overhead(*self.around)
+        if self.opening is not None:
+            costs.observe_opening(*self.opening)
         if self.verify is not None:
             seconds, load, tokens, drafted = self.verify
             costs.observe_verify(seconds, load, tokens, drafted=drafted)

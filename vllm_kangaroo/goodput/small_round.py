@@ -45,14 +45,14 @@ class SmallRound:
         self._contexts: list[int] = who.contexts.tolist()
         self._limits: list[int] = who.limits.tolist()
         self._chains: list[list[float]] = who.chains.tolist()
-        self._weighed = who.weighed
+        self._least = who.least
         self._survival = [1.0] * len(slots)
         self._sure: list[list[float]] = [[] for _ in self._limits]
         self._step = 0
         self._clock = clock
         self._then = clock()
         self._in_pass = len(slots), float(sum(self._contexts))
-        self._first = 0.0, *self._in_pass
+        self._first = self._in_pass
         self._drafting = costs.draft(*self._in_pass)
         """Seconds of a pass over all of them."""
         verification.spent += costs.overhead(len(slots)) + self._drafting
@@ -99,7 +99,7 @@ class SmallRound:
         return going
 
     def _worth(self, gains: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
-        if not self._weighed:
+        if self._step < self._least:
             return [place for _, place in gains]
         now, costs, many = self.verification, self._costs, len(gains)
         verifying, *verifications = costs.verify_after(now.load, now.tokens - 1, many + 1)
@@ -118,11 +118,10 @@ class SmallRound:
     def _time_pass(self) -> None:
         now = self._clock()
         seconds, self._then = now - self._then, now
-        if not self._step:
-            self.around += seconds - self._drafting
-            self._first = max(0.0, seconds - self._costs.overhead(len(self.slots))), *self._in_pass
-        else:
+        if self._step:
             self.passes.append((seconds, *self._in_pass))
+        else:
+            self.around += seconds
 
     def end(self) -> None:
         """All that the round does is done."""
@@ -130,8 +129,7 @@ class SmallRound:
 
     def observations(self) -> Observations:
         """What there is to learn of costs once all is done."""
-        drafts = self.passes or [self._first]
-        return Observations(drafts=drafts, around=(self.around, len(self.slots)))
+        return Observations(drafts=self.passes, opening=(self.around, *self._first))
 
 
 class SingleRound(SmallRound):
@@ -157,7 +155,7 @@ class SingleRound(SmallRound):
         now.tokens += 1
         if not may[0] or step + 1 >= self._limits[0]:
             return [False]
-        if self._weighed:
+        if step + 1 >= self._least:
             drafting, gain = now.spent + self._drafting, survival * self._chains[0][step + 1]
             now_seconds = now.spent + self._verifying[step]
             seconds = drafting + self._verifying[step + 1]

@@ -309,7 +309,7 @@ def test_an_exit_drafts_where_it_brings_more(acceptance: float) -> None:
             costs.observe_verify(0.1 + 0.001 * tokens, Load(1, 14), tokens, drafted=True)
         costs.observe_verify(0.1, Load(1, 14), 1, drafted=False)
         costs.observe_draft(0.01, 1, 14)
-        costs.observe_overhead(0.001, 1)
+        costs.observe_opening(0.011, 1, 14)
     step = bench.step(["a"], [(5, 1)], [0], [1])
     observe(step, [7], [9])
     only = np.array([0])

@@ -15,6 +15,8 @@ from vllm_kangaroo.integration.passes.model import TieredModel
 
 REPEATS = 3
 """Runs of each size, of which the fastest counts."""
+DOUBTS = 2
+"""Times that a size is timed again which seems to take longer than a larger one."""
 BUDGET = 2.0
 """Seconds after which no further size of a pass is timed."""
 STEADY = 1.5
@@ -62,6 +64,9 @@ class PassTimer:
             spent += (1 + REPEATS) * found[size]
             if spent > BUDGET and len(found) > 2:
                 break
+        for _ in range(DOUBTS):
+            for size in Curve.doubtful(found):
+                found[size] = min(found[size], self._seconds(run(size), size))
         return Curve.timed(found)
 
     @property
