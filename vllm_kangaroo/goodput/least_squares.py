@@ -77,6 +77,7 @@ class LeastSquares:
         """By kind, how many values had come when its newest did."""
         self._values = 0
         self._skipped: dict[int, int] = {}
+        """By kind, values since the newest that was taken in."""
 
     def predict(self, features: Floats) -> float:
         """The expected value at ``[n]`` features."""
@@ -86,7 +87,7 @@ class LeastSquares:
         """Take in one value at ``[n]`` features.
 
         Args:
-            kind: of those that are brief, as many of each are taken in, and all of one that seldom comes.
+            kind: most brief values of each kind are passed over, but none of a kind that seldom comes.
         """
         self._values += 1
         often = self._values - self._came.get(kind, -self.TAKEN) < self.TAKEN
