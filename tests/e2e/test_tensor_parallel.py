@@ -134,7 +134,8 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
     for counters in ranks:
         check_counters(counters)
         assert counters["drafted"] > 0, "not even a probe"
-        assert counters["goodput"]["steps"] > 20 and counters["goodput"]["seconds"] > 0.0
+        # Of the steps that were looked at: where nobody drafts, one in eight is.
+        assert counters["goodput"]["steps"] > TOKENS // 8 and counters["goodput"]["seconds"] > 0.0
     assert ranks[0]["goodput"] == ranks[1]["goodput"], "their own clocks were learnt from"
     assert timeless(ranks[0]) == timeless(ranks[1])
 
