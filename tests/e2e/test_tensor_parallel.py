@@ -128,14 +128,14 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("KANGAROO_CACHE", str(tmp_path / "cache"))
     weighed = {"method": "kangaroo", "model": hispec["draft_adapter"], "confidence_threshold": 0.0}
     weighed |= {"goodput": {"probe_share": 0.1}}
-    (found,), ranks = run(model, greedy, speculative_config=weighed, tensor_parallel_size=2)
-    assert found == expected
+    # Thrice: where nobody drafts, by the clock, one step in eight is looked at.
+    found, ranks = run(model, *[greedy] * 3, speculative_config=weighed, tensor_parallel_size=2)
+    assert found == [expected] * 3
     assert len(ranks) == 2
     for counters in ranks:
         check_counters(counters)
         assert counters["drafted"] > 0, "not even a probe"
-        # Of the steps that were looked at: where nobody drafts, one in eight is.
-        assert counters["goodput"]["steps"] > TOKENS // 8 and counters["goodput"]["seconds"] > 0.0
+        assert counters["goodput"]["steps"] > 20 and counters["goodput"]["seconds"] > 0.0
     assert ranks[0]["goodput"] == ranks[1]["goodput"], "their own clocks were learnt from"
     assert timeless(ranks[0]) == timeless(ranks[1])
 

@@ -55,7 +55,7 @@ class CheckedRound:
         self._then = clock()
         self._kv_tokens = float(sum(self._contexts))
         self._first = len(slots), self._kv_tokens
-        self._rounds = self._drafted = 0
+        self._opened = False
         verification.spent += costs.overhead(len(slots))
         verification.spent += gains.seconds(costs, len(slots), self._kv_tokens)
 
@@ -69,11 +69,11 @@ class CheckedRound:
     ) -> Sequence[bool]:
         """A draft pass of a round has ended."""
         seconds, count = self._seconds(), len(places)
-        if self._drafted:
+        if self._opened:
             self._passes.append((seconds, count, self._kv_tokens))
         else:
+            self._opened = True
             self.around += seconds
-        self._drafted += 1
         return may
 
     def another(
@@ -87,7 +87,6 @@ class CheckedRound:
         """See :class:`vllm_kangaroo.drafting.hispec.RoundPace`."""
         self._checks.append((self._seconds(), sum(drafted), self._kv_tokens))
         self._gains.learn(drafted, agreed, gained)
-        self._rounds += 1
         now, going = self.verification, [False] * len(places)
         hopes = []
         for at, (who, count) in enumerate(zip(places, gained, strict=True)):
@@ -120,7 +119,7 @@ class CheckedRound:
         return hope
 
     def _worth(self, hopes: list[tuple[float, int]], places: Sequence[int]) -> list[int]:
-        if self._rounds < self._least:
+        if len(self._checks) < self._least:
             return [at for _, at in hopes]
         now, costs, gains = self.verification, self._costs, self._gains
         verifying = costs.verify(now.load, now.tokens, drafted=True) + now.spent

@@ -115,9 +115,10 @@ class GoodputController:
         assert seen.verify is not None
         seconds, load, width, drafted = seen.verify
         predicted = self.costs.verify(load, width, drafted=drafted)
-        self.stats.timed(seconds, predicted, tokens, seen.drafting)
-        self._seconds += seconds + seen.drafting
-        self.probes.earn(seconds + seen.drafting, drafted=drafted, requests=load.requests)
+        drafting = seen.drafting
+        self.stats.timed(seconds, predicted, tokens, drafting)
+        self._seconds += seconds + drafting
+        self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
 
     def looked(self, seconds: float) -> None:
         """A step has been observed and learnt from, which took so long."""

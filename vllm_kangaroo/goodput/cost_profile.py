@@ -50,15 +50,14 @@ class Curve(BaseModel):
         it is taken at its word: other kernels are made for other sizes.
         """
         tokens = sorted(seconds)
-        found = [seconds[count] for count in tokens]
-        rising = np.minimum.accumulate(found[::-1])[::-1].tolist()
-        pairs = zip(found, rising, strict=True)
-        kept = [own if own >= FALLS * least else least for own, least in pairs]
-        return cls(tokens=tuple(tokens), seconds=tuple(kept))
+        rising = np.minimum.accumulate([seconds[count] for count in reversed(tokens)])[::-1]
+        kept = dict(zip(tokens, rising.tolist(), strict=True))
+        kept |= {count: seconds[count] for count in cls.doubtful(seconds)}
+        return cls(tokens=tuple(tokens), seconds=tuple(kept.values()))
 
     @staticmethod
     def doubtful(seconds: Mapping[int, float]) -> list[int]:
-        """Sizes that are to be timed once more, as a larger one took so much less that the curve would fall."""
+        """Sizes that a larger one took so much less than that the curve falls: better timed once more."""
         least, found = float("inf"), []
         for count in sorted(seconds, reverse=True):
             if seconds[count] >= FALLS * least:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from vllm_kangaroo.goodput.acceptance import Ints
 from vllm_kangaroo.goodput.cost_model import CostModel, Load
 from vllm_kangaroo.goodput.observations import Observations
@@ -33,7 +31,7 @@ class FurtherPass:
         self._without = 0
 
 
-def further_seconds(costs: CostModel, load: Load, drafts: float, contexts: Ints) -> float:
+def further_seconds(costs: CostModel, load: Load, drafts: int, contexts: Ints) -> float:
     """Seconds that another draft of each request takes.
 
     Args:
@@ -41,5 +39,6 @@ def further_seconds(costs: CostModel, load: Load, drafts: float, contexts: Ints)
         contexts: of the requests that draft, ``[requests]``.
     """
     count, width = len(contexts), load.requests + drafts
-    before, after = costs.verify_along(load, np.array((width, width + count))).tolist()
-    return costs.draft(count, float(contexts.sum())) + after - before
+    cost = costs.draft(count, float(contexts.sum()))
+    cost += costs.verify(load, width + count, drafted=True)
+    return cost - costs.verify(load, width, drafted=True)
