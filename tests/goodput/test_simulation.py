@@ -112,6 +112,31 @@ def test_a_step_behind_one_of_the_other_kind_teaches_no_costs(acceptance: float)
         assert predicted == pytest.approx(MACHINE.verify(load, width, drafted), rel=0.06)
 
 
+@pytest.mark.parametrize("switch", [0.5, 1.0])
+@pytest.mark.parametrize("acceptance", [0.3, 0.6, 0.75])
+def test_many_requests_whose_first_drafts_seem_dear(acceptance: float, switch: float) -> None:
+    """Those of an engine that has just started, a few at a time, each behind steps of another kind: by them no draft would pay."""
+    brief = Machine(
+        engine=0.003,
+        model=0.0007,
+        knee=10,
+        per_request=1e-4,
+        per_kv=6e-7,
+        cut=0.0008,
+        share=0.5,
+        around=0.0016,
+        switch=switch,
+        noise=0.08,
+        warming=200,
+    )
+    # At 0.3 none pay, and what is lost by a step that tries them is charged, but not that the next takes longer too.
+    share = 0.95 if acceptance == 0.3 else 0.97
+    for seed in range(3):
+        found = Simulation(lambda now, who: acceptance, lambda now: 32, brief, seed=seed)
+        found.run(20.0)
+        assert found.goodput(15.0, 20.0) >= share * best_fixed(brief, 32, acceptance)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_what_opens_a_round_is_told_from_its_pass(share: float) -> None:
     """Where hardly more than one draft is ever made, and the profile has passes much too cheap, or much too dear."""

@@ -23,16 +23,16 @@ from vllm_kangaroo.goodput.least_squares import Floats
 from vllm_kangaroo.goodput.length_plan import LengthPlan, plan_lengths
 from vllm_kangaroo.goodput.load_worth import (
     most_gained,
-    probe_seconds,
     surplus,
     undrafted,
 )
 from vllm_kangaroo.goodput.observations import Observations
 from vllm_kangaroo.goodput.pending import PendingDrafts
-from vllm_kangaroo.goodput.probes import RUN, ProbeBudget, ProbeRun
+from vllm_kangaroo.goodput.probes import ProbeBudget
 from vllm_kangaroo.goodput.reliability import Reliability
 from vllm_kangaroo.goodput.repeats import Kept, Repeats
 from vllm_kangaroo.goodput.small_round import FEW, SingleRound, SmallRound
+from vllm_kangaroo.goodput.trials import Trials
 from vllm_kangaroo.goodput.why_off import WhyOff
 
 
@@ -75,10 +75,8 @@ class GoodputController:
         self._pending = PendingDrafts(most)
         self._awaited = False
         """Whether drafts may be on their way to verification."""
-        self._run = ProbeRun()
+        self.trials = Trials(self.probes, self.stats)
         self._further = FurtherPass()
-        self._on_trial: Ints = NOBODY
-        """Slots of requests that draft in the newest step to find something out."""
         self._requests, self._seconds = 1, 0.0
         """Of the newest step that was looked at; its seconds with those before it that were not."""
         self._drafts = False
@@ -118,6 +116,7 @@ class GoodputController:
         drafting = seen.drafting
         self.stats.timed(seconds, predicted, tokens, drafting)
         self._seconds += seconds + drafting
+        self.trials.settle(seconds + drafting, tokens)
         self.probes.earn(seconds + drafting, drafted=drafted, requests=load.requests)
 
     def looked(self, seconds: float) -> None:
@@ -127,7 +126,9 @@ class GoodputController:
     @property
     def settled(self) -> bool:
         """Nobody drafts, and nothing is being found out: the next steps are going to be like this one."""
-        return self.decides and not (self._drafts or self._drafting or self._cold or self._run.left)
+        return self.decides and not (
+            self._drafts or self._drafting or self._cold or self.trials.run.left
+        )
 
     def passed_over(self, steps: int, requests: int) -> None:
         """So many steps like the newest, without drafts, were neither observed nor decided on."""
@@ -160,9 +161,9 @@ class GoodputController:
         drafted = drafted[own]
         accepted = np.minimum(accepted[own], drafted)
         self.stats.accepted += int(accepted.sum())
-        if len(self._on_trial):
-            brought = int(accepted[np.isin(slots[own], self._on_trial)].sum())
-            self.probes.bring(brought / self.goodput, len(self._on_trial))
+        if len(on_trial := self.trials.on_trial):
+            brought = int(accepted[np.isin(slots[own], on_trial)].sum())
+            self.probes.bring(brought / self.goodput, len(on_trial))
         self._learn(slots[own], contexts[own], drafted, accepted, confidences[own])
 
     def _learn(
@@ -202,11 +203,14 @@ class GoodputController:
         if load.requests:
             gain = self.goodput / undrafted(self.costs, load)
             self._gain += self.FOLLOWED * (max(gain, 1.0) - self._gain)
-        probing, self._on_trial = True, NOBODY
+        probing = True
         if self.decides:
-            chosen = self._tried(plan, chosen, load, free, contexts[can])
+            firsts = cached.chains[:, 0]
+            chosen = self.trials.choose(
+                self.costs, plan, chosen, verification, free, contexts[can], firsts
+            )
             drafts = bool(len(chosen)) or tokens > 0
-            probing = self._run.step()
+            probing = self.trials.run.step()
             self._cold = probing and drafts != self._drafts
             self._drafts = drafts
         self._account(chosen, plan, load, can)
@@ -325,65 +329,6 @@ class GoodputController:
     def _worth(self, plan: LengthPlan) -> int:
         margin = 1.0 if self._drafting else 1.0 + self._margin
         return plan.requests if plan.goodput > plan.plain * margin else 0
-
-    def _tried(
-        self, plan: LengthPlan, chosen: Ints, load: Load, slots: Ints, contexts: Ints
-    ) -> Ints:
-        """The chosen, but for a step now and then that is to find something out."""
-        if self._run.goes_on(plain=True):
-            self.stats.measured += 1
-            return NOBODY
-        if len(chosen) == len(contexts):
-            return self._measured(plan, chosen)
-        return self._probed(plan, chosen, load, slots, contexts)
-
-    def _probed(
-        self, plan: LengthPlan, chosen: Ints, load: Load, slots: Ints, contexts: Ints
-    ) -> Ints:
-        """The chosen, and some of the others now and then: what is not drafted says nothing of itself."""
-        goes_on = self._run.goes_on(plain=False)
-        if not goes_on and not self.probes.affordable:
-            return chosen
-        others = plan.order[len(chosen) :]
-        some = self.probes.turn(np.sort(others))
-        if not len(some):
-            return chosen
-        if not goes_on:
-            cost = probe_seconds(self.costs, plan, load, contexts[chosen], contexts[some])
-            if not self._begin(1 if len(chosen) else RUN, cost, plain=False):
-                return chosen
-            self._run.goes_on(plain=False)
-        self.stats.probes += 1
-        self._on_trial = slots[some]
-        return np.concatenate((chosen, some))
-
-    def _measured(self, plan: LengthPlan, chosen: Ints) -> Ints:
-        """The chosen, or now and then nobody: what a step without drafts takes is known from such steps alone."""
-        if not len(chosen) or not self.probes.is_plain_due(plan.goodput / plan.plain - 1.0):
-            return chosen
-        lost = plan.plain_seconds * (1.0 - plan.plain / plan.goodput)
-        if not self._begin(RUN, lost, plain=True):
-            return chosen
-        self._run.goes_on(plain=True)
-        self.stats.measured += 1
-        return NOBODY
-
-    def _begin(self, steps: int, each: float, *, plain: bool) -> bool:
-        """Pay for a probe, if there is enough."""
-        paid = self.probes.spend(steps * each)
-        if paid:
-            self._run.begin(steps, plain=plain)
-        return paid
-
-    def leave_plain(self, lost: float) -> bool:
-        """Whether drafts that were looked up are left out, so that steps without any are timed; then no exit drafts either.
-
-        Args:
-            lost: seconds that their tokens are worth.
-        """
-        if self._run.is_under_way(plain=True):
-            return True
-        return self.probes.plain_due and self._begin(RUN, lost, plain=True)
 
     def _account(self, chosen: Ints, plan: LengthPlan, load: Load, can: Ints) -> None:
         left = len(can) - len(chosen)

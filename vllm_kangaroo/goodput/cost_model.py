@@ -17,16 +17,21 @@ from vllm_kangaroo.goodput.least_squares import Floats, LeastSquares
 
 EACH = 2e-4
 """Seconds that an engine may take for a token or a request beside a timed pass, about: bookkeeping, whatever the model."""
+EACH_KV = 1e-6
+"""The same of a position that is attended to."""
+AROUND = 3e-4, 1e-3
+"""The same of a round of drafting beside its passes, and how far that may be off."""
 EACH_AROUND = 4e-5
 """The same of a request that drafts, beside the passes of a round."""
+EACH_PASS = 2e-5, 1e-7
+"""The same of a request in a pass of a round, and of a position that is attended to. What a few requests take says little of what many
+do: were these left open, noise of a tenth of a millisecond would make a pass of thirty-two seem three milliseconds longer."""
 BESIDE = 4e-3
 """The same of a step, whatever it runs over."""
 CUT = 5e-4
 """The same of a step that verifies drafts, beside one over as many tokens that does not."""
 FURTHER = 0.0, 0.0
 """What a draft pass after a round's first has of what is around a round."""
-EACH_KV = 1e-6
-"""The same of a position that is attended to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class PassCost:
         timed: bool,
         around: float,
         beside: float = 0.0,
+        each: tuple[float, float] = EACH_PASS,
         others: Sequence[tuple[float, float]] = (),
     ) -> None:
         """Begin from a curve.
@@ -61,6 +67,7 @@ class PassCost:
             timed: whether the curve was measured.
             around: how much longer than the curve a pass may take, in units of its first point.
             beside: seconds that it takes longer, about.
+            each: seconds that a token and a position attended to take beside the curve, about.
             others: seconds that each of further features takes, about, and how far that may be off.
         """
         self._tokens, self._seconds = curve.arrays()
@@ -74,11 +81,11 @@ class PassCost:
         self._priced: list[float] = []
         unit = curve.seconds[0]
         prior = [max(0.1 * around * unit, beside), 1.0, 0.0, 0.0, *[about for about, _ in others]]
-        spread = [max(around * unit, 2.0 * beside), 0.3, EACH, EACH_KV]
+        spread = [max(around * unit, 2.0 * beside), 0.3, *each]
         if not timed:
             spread = [around * unit, 3.0, 0.05 * unit, 1e-4 * unit]
-            others = [(about, max(0.3 * unit, each)) for about, each in others]
-        spread += [each for _, each in others]
+            others = [(about, max(0.3 * unit, off)) for about, off in others]
+        spread += [off for _, off in others]
         self.fit = LeastSquares(prior, spread, least=0.05 * unit)
 
     def _curve(self, tokens: float) -> float:
@@ -136,11 +143,17 @@ class CostModel:
         unit = profile.verify.seconds[0]
         others = ((0.0, EACH), (0.0, EACH), (0.0, max(0.1 * unit, CUT)))
         self._verify = PassCost(
-            profile.verify, timed=timed, around=2.0, beside=BESIDE, others=others
+            profile.verify,
+            timed=timed,
+            around=2.0,
+            beside=BESIDE,
+            each=(EACH, EACH_KV),
+            others=others,
         )
         draft = profile.draft or profile.verify
         # Of a round of a single pass no more than the sum is known of that pass and what is around it: one fit for both.
-        opening = ((0.05 * unit, 0.2 * unit), (0.0, EACH_AROUND))
+        about, off = AROUND
+        opening = ((max(0.05 * unit, about), max(0.2 * unit, off)), (0.0, EACH_AROUND))
         self._draft = PassCost(draft, timed=timed, around=1.0, others=opening)
         self._check = PassCost(profile.check or draft, timed=timed, around=1.0)
 

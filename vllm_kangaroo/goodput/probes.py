@@ -105,10 +105,14 @@ class ProbeBudget:
         if self._plain_in_a_row >= OFF:
             self._after.pop(load_band(requests), None)
 
-    def spend(self, seconds: float) -> bool:
-        """Pay for a probe, if there is enough."""
+    def spend(self, seconds: float, saved: int = SAVED) -> bool:
+        """Pay for a probe, if there is enough.
+
+        Args:
+            saved: probes like this one that can be saved up for.
+        """
         cost = max(0.0, seconds)
-        self._most = max(0.98 * self._most, SAVED * cost)
+        self._most = max(0.98 * self._most, saved * cost)
         self._saved = min(self._saved, self._most)
         if not self._share or cost > self._saved:
             self._wanted = cost
@@ -116,6 +120,10 @@ class ProbeBudget:
         self._saved -= cost
         self._paid = cost
         return True
+
+    def refund(self, seconds: float) -> None:
+        """The newest probe has lost so much less than was paid for it; more, if below zero."""
+        self._saved += seconds
 
     def bring(self, seconds: float, tried: int) -> None:
         """The newest probe has saved so many seconds by tokens that it drafted, and tried so many requests.

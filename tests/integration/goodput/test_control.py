@@ -53,7 +53,7 @@ class Bench:
         lookups = None
         if lookup is not None:
             exits = controller.surplus if lookup else None
-            lookups = LookupControl(costs, controller.rate, controller.leave_plain, exits)
+            lookups = LookupControl(costs, controller.rate, controller.trials.leave_plain, exits)
         self.control = GoodputControl(controller, lookups, self.share, lambda: self.now)
 
     def share(self, seen: Observations) -> Observations:

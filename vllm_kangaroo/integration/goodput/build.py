@@ -65,7 +65,7 @@ def build(
     lookups = None
     if plan.lookup is not None:
         exits = controller.surplus if plan.exit_drafts else None
-        lookups = LookupControl(costs, controller.rate, controller.leave_plain, exits)
+        lookups = LookupControl(costs, controller.rate, controller.trials.leave_plain, exits)
     return GoodputControl(controller, lookups, share, clock)
 
 
