@@ -10,7 +10,7 @@ class Off(StrEnum):
     """Why a request got no drafts in a step."""
 
     REQUEST = "request"
-    """It asked for none (`max_drafts` 0)."""
+    """It asked for none (`max_drafts` 0), or samples by a seed."""
     ENDING = "ending"
     """It is about to end, so that no draft could be used."""
     LOAD = "load"

@@ -59,6 +59,16 @@ def test_parameters_are_read_once_of_each_request() -> None:
     assert bounds.of("a", params) is not found
 
 
+def test_what_samples_by_a_seed_has_no_drafts_where_the_clock_would_decide_on_them() -> None:
+    seeded = SamplingParams(temperature=0.7, seed=3, max_tokens=8)
+    greedy = SamplingParams(temperature=0.0, seed=3, max_tokens=8)
+    free = SamplingParams(temperature=0.7, max_tokens=8)
+    weighed, fixed = RequestBounds(weighed=True), RequestBounds()
+    assert weighed.of("a", seeded).drafts == 0 and weighed.of("a", seeded).max_tokens == 8
+    for bounds, params in ((weighed, greedy), (weighed, free), (fixed, seeded)):
+        assert bounds.of("b", params).drafts > 1000
+
+
 def test_figures_that_no_array_holds_are_reckoned_with() -> None:
     """Either could end an engine with an overflow, and every other request with it."""
     huge = [

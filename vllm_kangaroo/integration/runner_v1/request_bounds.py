@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from vllm.logger import init_logger
 
 from vllm_kangaroo.integration.goodput.max_drafts import max_drafts
 from vllm_kangaroo.ladder.spans import IntArray
 
+logger = init_logger(__name__)
 UNBOUNDED = 2**40
 """Tokens that no request reaches, and that can still be reckoned with."""
 
@@ -42,21 +44,39 @@ class DraftBounds:
 
 
 class RequestBounds:
-    """Bounds of all requests, each read once: what is done for each of them in each step is to be little."""
+    """Bounds of all requests, each read once: what is done for each of them in each step is to be little.
 
-    def __init__(self) -> None:
+    Args:
+        weighed: whether it hangs on the clock how many drafts are made. A request that samples by a seed then has none: how many
+            numbers it draws follows from how many drafts it has, and the same seed is to give the same tokens.
+    """
+
+    def __init__(self, *, weighed: bool = False) -> None:
         self._known: dict[str, DraftBounds] = {}
+        self._weighed = weighed
 
     def of(self, request_id: str, params: Any) -> DraftBounds:
         """The bounds of a request, whose parameters are others once it goes on as another turn of a session."""
         known = self._known.get(request_id)
         if known is None or known.params is not params:
-            known = self._known[request_id] = DraftBounds.read(params)
+            known = DraftBounds.read(params)
+            if self._weighed and known.drafts and draws_by_seed(params):
+                logger.warning_once(
+                    "Requests that sample by a seed get no drafts under goodput control, since the same seed is to give the "
+                    "same tokens: set 'goodput' in speculative_config to false to draft for them by fixed settings."
+                )
+                known = replace(known, drafts=0)
+            self._known[request_id] = known
         return known
 
     def drop(self, request_id: str) -> None:
         """A request has ended."""
         self._known.pop(request_id, None)
+
+
+def draws_by_seed(params: Any) -> bool:
+    """Whether a request samples, and by a seed of its own."""
+    return params.seed is not None and params.temperature > 0.0  # vLLM raises what is next to zero
 
 
 def useful_drafts(

@@ -47,7 +47,7 @@ SEAMS: tuple[Seam, ...] = (
     ),
     _read(
         "vllm.sampling_params:SamplingParams",
-        why="What a request asks for: where drafting stops, and LAPS-SD's hint.",
+        why="What a request asks for: where drafting stops, whether it draws by a seed, and LAPS-SD's hint.",
         parameters=(
             "eos_token_id",
             "extra_args",
@@ -55,6 +55,7 @@ SEAMS: tuple[Seam, ...] = (
             "logprob_token_ids",
             "max_tokens",
             "min_tokens",
+            "seed",
             "stop_token_ids",
             "structured_outputs",
             "temperature",
