@@ -41,8 +41,13 @@ SHAPE_SMALL = SHAPE_8B | {
 }
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
-    "kangaroo": {"method": "kangaroo", "exit_layer": 2, "confidence_threshold": 0.0},
-    "hispec": {"method": "hispec"},
+    "kangaroo": {
+        "method": "kangaroo",
+        "exit_layer": 2,
+        "confidence_threshold": 0.0,
+        "goodput": False,
+    },
+    "hispec": {"method": "hispec", "goodput": False},
     "eagle3": {"method": "eagle3"},
     "ngram": {"method": "ngram_gpu", "prompt_lookup_min": 2, "prompt_lookup_max": 4},
 }

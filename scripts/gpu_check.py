@@ -81,7 +81,7 @@ def exact(case: dict[str, Any], *, small: bool) -> dict[str, Any]:
     if case["drafting"]:
         config = {"method": case["method"], "num_speculative_tokens": DRAFTS}
         config |= {"model": tiny_adapter()} if case["method"] == "kangaroo" else {}
-        config |= {"goodput": True} if case["goodput"] else {}
+        config["goodput"] = case["goodput"]
     llm = engine(
         case,
         tiny_model(),

@@ -16,6 +16,7 @@ import pytest
 from tests.adapters.test_reference import make_adapter, make_config
 from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import save_adapter
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.options import (
     DEFAULT_ADAPTER_DIR,
     METHODS,
@@ -58,14 +59,31 @@ def adapter_at(folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
-def test_defaults_are_the_papers() -> None:
-    assert plan(exit_layer=1) == EarlyExitPlan(
+def test_defaults_are_the_papers_where_nothing_is_weighed() -> None:
+    assert plan(exit_layer=1, goodput=False) == EarlyExitPlan(
         method="kangaroo",
         exits=(1, 4),
         adapters=(None,),
         num_speculative_tokens=6,
         confidence_threshold=0.6,
     )
+
+
+def test_goodput_control_is_on_and_all_is_left_to_it() -> None:
+    found = plan(exit_layer=1)
+    assert found.goodput == GoodputOptions()
+    assert found.confidence_threshold == 0.0
+    assert plan(exit_layer=1, goodput={"decide": False}).confidence_threshold == 0.6
+    assert plan(exit_layer=1, confidence_threshold=0.3).confidence_threshold == 0.3
+
+
+@pytest.mark.parametrize("method", ["kangaroo", "hispec", "lookup"])
+def test_goodput_control_that_was_not_asked_for_can_be_left_out(method: str) -> None:
+    options = parse_options({"method": method})
+    assert getattr(options.fixed_unless_asked(), "goodput") is None  # noqa: B009
+    for asked in (True, {"probe_share": 0.02}):
+        options = parse_options({"method": method, "goodput": asked})
+        assert options.fixed_unless_asked() == options
 
 
 def test_every_option_reaches_the_plan(tmp_path: Path) -> None:
@@ -77,6 +95,7 @@ def test_every_option_reaches_the_plan(tmp_path: Path) -> None:
         adapters=(adapter,),
         num_speculative_tokens=3,
         confidence_threshold=0.25,
+        goodput=GoodputOptions(),
     )
 
 

@@ -11,6 +11,7 @@ from tests.adapters.test_reference import make_adapter, make_config
 from vllm_kangaroo.adapters.calibration import Calibration
 from vllm_kangaroo.adapters.checkpoint import save_adapter
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions
 from vllm_kangaroo.options import EarlyExitPlan, OptionError, TargetShape, parse_options
 
 TARGET = TargetShape(
@@ -61,6 +62,7 @@ def test_default_exits_are_an_eighth_and_a_quarter(layers: int, exits: tuple[int
         num_speculative_tokens=4,
         confidence_threshold=0.0,
         tokens_per_round=2,
+        goodput=GoodputOptions(),
     )
 
 
@@ -81,6 +83,7 @@ def test_every_option_reaches_the_plan(tmp_path: Path) -> None:
         num_speculative_tokens=9,
         confidence_threshold=0.4,
         tokens_per_round=3,
+        goodput=GoodputOptions(),
     )
 
 
@@ -285,7 +288,8 @@ def test_how_drafts_are_sampled_reaches_the_plan_and_is_refused_if_unknown(metho
 
 @pytest.mark.parametrize("method", ["kangaroo", "hispec"])
 def test_lookup_reaches_the_plan_and_is_refused_if_wrong(method: str) -> None:
-    own = {"method": method} | ({"exit_layer": 2} if method == "kangaroo" else {})
+    own: dict[str, Any] = {"method": method, "goodput": False}
+    own |= {"exit_layer": 2} if method == "kangaroo" else {}
 
     def plan_with(lookup: Any) -> EarlyExitPlan:
         return parse_options(own | {"lookup": lookup}).resolve(TARGET)

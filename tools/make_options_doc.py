@@ -61,7 +61,8 @@ def row(key: str, schema: dict[str, Any], field: FieldInfo) -> str:
     kind = next(each for each in kinds if each.get("type") != "null")
     meaning = " ".join((field.description or "").split()).replace("|", "\\|")
     if "$ref" in kind:
-        return f"| `{key}` | true, false or an object | `false` | {meaning} |"
+        default = "false" if field.default is None else "true"
+        return f"| `{key}` | true, false or an object | `{default}` | {meaning} |"
     value = " or ".join(f"`{each}`" for each in kind.get("enum", ())) or TYPES[kind["type"]]
     value += bounds(kind)
     default = "–" if field.default is None else f"`{json.dumps(field.default)}`"

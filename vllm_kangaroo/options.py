@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ from vllm_kangaroo.adapters.config import AdapterConfig, AdapterError, refuse_st
 from vllm_kangaroo.complaints import first_complaint
 from vllm_kangaroo.drafting.lookup_options import LookupOptions
 from vllm_kangaroo.drafting.ngram_file import NgramError, load_ngrams
-from vllm_kangaroo.goodput.goodput_options import GoodputOptions
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions, decides
 
 if TYPE_CHECKING:
     from vllm_kangaroo.methods.hispec import HiSpecOptions as HiSpecOptions
@@ -133,6 +133,12 @@ class MethodOptions(BaseModel):
         """Drafts between intermediate verifications where ``drafts`` are the most of a round; None if there are none."""
         return None
 
+    def fixed_unless_asked(self) -> Self:
+        """The same without goodput control, where that is on by default and was not asked for."""
+        if "goodput" in self.model_fields_set or "goodput" not in type(self).model_fields:
+            return self
+        return self.model_copy(update={"goodput": None})
+
     def adapter_wanted(self) -> str | None:
         """The option whose adapter is looked for beside the model, because neither it nor another exit is named."""
         return None
@@ -163,8 +169,7 @@ def settled_lookup(
     """
     if lookup is None:
         return None
-    goodput: GoodputOptions | None = getattr(options, "goodput", None)
-    weighed = goodput is not None and goodput.decide
+    weighed = decides(getattr(options, "goodput", None))
     found = lookup.settled(goodput=weighed, exit_drafts=exit_drafts, adapter=adapter)
     if found.ngrams is not None:
         try:

@@ -25,7 +25,7 @@ import vllm_kangaroo
 from vllm_kangaroo import environment
 from vllm_kangaroo.text_inputs import TextInput
 
-DRAFTING = {"method": "kangaroo", "num_speculative_tokens": 5, "confidence_threshold": 0.05}
+DRAFTING = {"method": "kangaroo", "num_speculative_tokens": 5}
 COUNTERS = {
     "rounds": "vllm:spec_decode_num_drafts",
     "drafted": "vllm:spec_decode_num_draft_tokens",

@@ -27,7 +27,7 @@ def llm_config(deployment: Mapping[str, Any] | None = None, **engine_kwargs: Any
         deployment: options of a Serve deployment, over those that are here.
         engine_kwargs: vLLM's, over those that are here.
     """
-    drafting = {"method": "kangaroo", "num_speculative_tokens": 5, "confidence_threshold": 0.05}
+    drafting = {"method": "kangaroo", "num_speculative_tokens": 5}
     return LLMConfig(
         model_loading_config={"model_id": "tiny", "model_source": vllm_kangaroo.tiny_model()},
         # By this name the plugin is in the replica before Ray builds vLLM's config there.

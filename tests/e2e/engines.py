@@ -13,6 +13,7 @@ import pytest
 
 from vllm_kangaroo import tiny_model
 from vllm_kangaroo.ladder.ladder import Ladder
+from vllm_kangaroo.methods import METHODS
 
 EXIT_LAYER = 2
 KANGAROO: dict[str, Any] = {
@@ -77,7 +78,7 @@ class Engine:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            self.llm = LLM(**{"model": tiny_model()} | FP32 | arguments)
+            self.llm = LLM(**{"model": tiny_model()} | FP32 | fixed(arguments))
         self.sound = True
         self.totals = Totals()
         self.llm.llm_engine.logger_manager.stat_loggers.append(self.totals)
@@ -145,6 +146,14 @@ class Engine:
         assert gain.totals.accepted > 0, "no draft was accepted"
         assert gain.counters["drafted"] > 0
         check_counters(gain.counters)
+
+
+def fixed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an engine, without goodput control unless they ask for it: what that decides hangs on the clock."""
+    config = arguments.get("speculative_config")
+    if config is None or config["method"] not in METHODS:
+        return dict(arguments)
+    return {**arguments, "speculative_config": {"goodput": False, **config}}
 
 
 def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

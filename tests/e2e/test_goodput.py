@@ -113,6 +113,19 @@ def test_costs_that_change_all_the_time(ours: Engine, expected: list[list[list[i
     assert seen["lengths"][0] > 0 and seen["counters"]["drafted"] > 0
 
 
+def test_what_samples_by_a_seed_is_drawn_as_by_vllm_alone(ours: Engine, engines: Engines) -> None:
+    """However many drafts those beside it have, which costs decide."""
+    drawn = [sampling(temperature=0.8, seed=at, **OPTIONS) for at in range(6)]
+    params = [*drawn, *[sampling(**OPTIONS)] * 6]
+    expected = tokens_of(engines.plain().generate(prompts(), params))
+    for draft in (CHEAP, DEAR):
+        fix(ours, draft)
+        with watched(ours) as seen:
+            assert tokens_of(ours.generate(prompts(), params)) == expected
+        assert seen["off"][Off.REQUEST] > 100
+        assert seen["lengths"][0] > 0 and (draft == DEAR or sum(seen["lengths"][1:]) > 0)
+
+
 def test_requests_that_have_ended_leave_nothing_behind(ours: Engine) -> None:
     """Neither in drafter, ladder and lookup nor in what weighs drafts, whether they ended by themselves or not."""
     fix(ours, CHEAP)

@@ -64,6 +64,7 @@ def drafting(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "model": make_adapter(model, 2, tmp_path_factory.mktemp("adapter")),
         "num_speculative_tokens": 3,
         "confidence_threshold": 0.0,
+        "goodput": False,
     }
 
 

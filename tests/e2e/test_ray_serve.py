@@ -49,7 +49,15 @@ def application() -> Iterator[str]:
 
         from examples.ray_serve.app import llm_config
 
-        config = llm_config(QUICK, dtype="float32", enforce_eager=True, max_model_len=256)
+        config = llm_config(
+            QUICK,
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=256,
+            # As many drafts as there are depend on no clock.
+            speculative_config={"method": "kangaroo", "num_speculative_tokens": 5, "goodput": False}
+            | {"confidence_threshold": 0.05},
+        )
         app = build_openai_app(
             {
                 "llm_configs": [config],

@@ -100,6 +100,7 @@ def test_tokens_are_those_of_vllm_alone(tmp_path: Path, monkeypatch: pytest.Monk
         "draft_adapter": make_adapter(model, 2, tmp_path / "adapter"),
         "lookup": {"confidence_threshold": 0.3},
         "draft_sample_method": "probabilistic",
+        "goodput": False,
     }
     options = {"max_tokens": TOKENS, "ignore_eos": True}
     greedy = sampling(**options)

@@ -63,7 +63,15 @@ def started() -> list[FakeEngine]:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch, started: list[FakeEngine]) -> Iterator[Stopwatch]:
+def configs() -> list[dict[str, Any]]:
+    """What they were started with."""
+    return []
+
+
+@pytest.fixture
+def watch(
+    monkeypatch: pytest.MonkeyPatch, started: list[FakeEngine], configs: list[dict[str, Any]]
+) -> Iterator[Stopwatch]:
     clock = FakeClock()
     closed: list[bool] = []
 
@@ -74,8 +82,8 @@ def watch(monkeypatch: pytest.MonkeyPatch, started: list[FakeEngine]) -> Iterato
         if config is None:
             yield FakeEngine(clock, 5, seconds=2.0)
         else:
-            assert extension == (INSPECTION if "method" in config else "")
-            if "method" in config:
+            configs.append(config)
+            if extension == INSPECTION:
                 started.append(Learning(clock, config))
             else:
                 kind = Drifting if config.get("drifts") else FakeEngine
@@ -99,8 +107,9 @@ def test_vllm_alone(watch: Stopwatch) -> None:
     assert times.costs is None
 
 
-def test_drafting_beside_it(watch: Stopwatch) -> None:
-    times, ratio = watch.drafting({}, PROMPTS)
+def test_drafting_beside_it(watch: Stopwatch, configs: list[dict[str, Any]]) -> None:
+    times, ratio = watch.drafting(KANGAROO, PROMPTS)
+    assert configs == [KANGAROO | {"goodput": False}]
     assert ratio == pytest.approx(40.0 / 12.0)
     assert (times.seconds, times.first_seconds) == (12.0, 4.0)
     assert (times.tokens, times.rounds) == (16, 8)
@@ -146,7 +155,7 @@ def test_a_method_without_goodput_control_is_only_timed(
 
 
 def test_the_round_with_the_median_ratio_counts(watch: Stopwatch) -> None:
-    times, ratio = watch.drafting({"drifts": True}, PROMPTS)
+    times, ratio = watch.drafting(KANGAROO | {"drifts": True}, PROMPTS)
     # Three prompts to warm it; the second of the three rounds has prompts 8 to 11 of three steps each.
     seconds = sum(3 * (1.0 + 0.1 * number) for number in (8, 9, 10, 11))
     assert times.seconds == pytest.approx(seconds) and ratio == pytest.approx(40.0 / seconds)

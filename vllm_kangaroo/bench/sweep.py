@@ -134,6 +134,7 @@ def config_of(
         "draft_exit_layer": draft_exit,
         "num_speculative_tokens": most,
         "confidence_threshold": threshold,
+        "goodput": False,
         **exits,
     }
 

@@ -46,10 +46,15 @@ class GoodputOptions(BaseModel):
     )
 
 
+def decides(goodput: GoodputOptions | None) -> bool:
+    """Whether drafts are made only as far as they pay."""
+    return goodput is not None and goodput.decide
+
+
 GoodputSetting = Annotated[GoodputOptions | None, BeforeValidator(from_switch)]
 """Of an option: true, false or an object; None is false."""
 
 MEANING = (
     "Decide in every step, and for every request, how many drafts pay, from none to `num_speculative_tokens`: see "
-    "[goodput control](goodput.md). `true`, or an object of the keys under [goodput](#goodput)."
+    "[goodput control](goodput.md). True, false, or an object of the keys under [goodput](#goodput)."
 )

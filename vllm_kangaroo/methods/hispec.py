@@ -11,7 +11,7 @@ from vllm_kangaroo.adapters.config import AdapterConfig
 from vllm_kangaroo.drafting import lookup_options
 from vllm_kangaroo.drafting.lookup_options import LookupSetting
 from vllm_kangaroo.goodput import goodput_options
-from vllm_kangaroo.goodput.goodput_options import GoodputSetting
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions, GoodputSetting
 from vllm_kangaroo.methods.method import Method
 from vllm_kangaroo.methods.origin import DRAFT_EXIT, INTERMEDIATE_VERIFIER
 from vllm_kangaroo.options import (
@@ -76,7 +76,7 @@ class HiSpecOptions(MethodOptions):
         default="greedy", description=SAMPLE_METHOD
     )
     lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
-    goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
+    goodput: GoodputSetting = Field(default=GoodputOptions(), description=goodput_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -172,5 +172,6 @@ HISPEC = Method(
     on_v2=True,
     search="vllm_kangaroo.profile.hispec_search",
     plot_colour="C3",
-    tiny={"draft_exit_layer": 1, "verify_exit_layer": 3},
+    # Goodput control would leave out what the demo is to show: on the tiny model checks on the way do not pay.
+    tiny={"draft_exit_layer": 1, "verify_exit_layer": 3, "goodput": False},
 )

@@ -10,7 +10,7 @@ from pydantic import Field
 from vllm_kangaroo.drafting import lookup_options
 from vllm_kangaroo.drafting.lookup_options import LookupSetting
 from vllm_kangaroo.goodput import goodput_options
-from vllm_kangaroo.goodput.goodput_options import GoodputSetting
+from vllm_kangaroo.goodput.goodput_options import GoodputOptions, GoodputSetting, decides
 from vllm_kangaroo.methods.method import Method
 from vllm_kangaroo.methods.origin import DRAFT_EXIT
 from vllm_kangaroo.options import (
@@ -25,6 +25,9 @@ from vllm_kangaroo.options import (
     settled_lookup,
     threshold_of,
 )
+
+FIXED_THRESHOLD = 0.6
+"""The paper's η, where nothing else decides how long to draft."""
 
 
 class KangarooOptions(MethodOptions):
@@ -50,16 +53,17 @@ class KangarooOptions(MethodOptions):
         default=6, ge=1, description="Most drafts per round (the paper's γ)."
     )
     confidence_threshold: float = Field(
-        default=0.6,
+        default=0.0,
         ge=0.0,
         le=1.0,
-        description="Drafting stops after a token whose probability is below this (the paper's η).",
+        description="Drafting stops after a token whose probability is below this (the paper's η). Where `goodput` does "
+        "not decide, the default is 0.6.",
     )
     draft_sample_method: Literal["greedy", "probabilistic"] = Field(
         default="greedy", description=SAMPLE_METHOD
     )
     lookup: LookupSetting = Field(default=None, description=lookup_options.MEANING)
-    goodput: GoodputSetting = Field(default=None, description=goodput_options.MEANING)
+    goodput: GoodputSetting = Field(default=GoodputOptions(), description=goodput_options.MEANING)
 
     def resolve(self, target: TargetShape) -> EarlyExitPlan:
         """Check the options against the target model.
@@ -78,9 +82,14 @@ class KangarooOptions(MethodOptions):
         return self.plan(
             exits=(exit_layer, target.num_hidden_layers),
             adapters=(path,),
-            confidence_threshold=threshold_of(adapter, self.confidence_threshold),
+            confidence_threshold=threshold_of(adapter, self._threshold()),
             lookup=settled_lookup(self, self.lookup, target, adapter=path),
         )
+
+    def _threshold(self) -> float:
+        if decides(self.goodput) or "confidence_threshold" in self.model_fields_set:
+            return self.confidence_threshold
+        return FIXED_THRESHOLD
 
     def adapter_wanted(self) -> str | None:
         """``model``, unless it or an exit is named."""

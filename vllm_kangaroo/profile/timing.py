@@ -72,6 +72,8 @@ class Stopwatch:
     ) -> tuple[EngineTimes, float]:
         """Start an engine that drafts, and run it and vLLM alone in turns.
 
+        Goodput control is off in it: settings are told apart by what they are, not by what is made of them.
+
         Args:
             config: its ``speculative_config``.
             advance: see `alone`.
@@ -79,6 +81,8 @@ class Stopwatch:
         Returns:
             the times, and vLLM's seconds over those of drafting: of the round with the median ratio.
         """
+        if has_goodput(config):
+            config = config | {"goodput": False}
         with engine(self.settings, config) as llm:
             rounds = self._run({"plain": self.plain, "drafting": llm}, prompts, advance)
         median = _median(rounds)
@@ -96,7 +100,7 @@ class Stopwatch:
         Args:
             reference: seconds that vLLM alone takes for the prompts, to which times are scaled.
         """
-        learns = "goodput" in METHODS[config["method"]].options.model_fields
+        learns = has_goodput(config)
         if learns:
             config = config | {"goodput": {"decide": False}}
         found: list[StepCosts] = []
@@ -137,6 +141,11 @@ class Stopwatch:
             advance=advance,
             clock=self._clock,
         ).rounds
+
+
+def has_goodput(config: Mapping[str, Any]) -> bool:
+    """Whether the method of a ``speculative_config`` has goodput control."""
+    return "goodput" in METHODS[config["method"]].options.model_fields
 
 
 def _learnt(llm: Any, prompts: Prompts, one: Pass, most: int) -> StepCosts:

@@ -95,13 +95,14 @@ def _create_speculative_config(original: Callable[..., Any]) -> Callable[..., An
 
         options = parse_options(self.speculative_config)
         refuse_unsupported(self, target_model_config, target_parallel_config)
-        plan = options.resolve(config.target_shape(target_model_config))
+        shape = config.target_shape(target_model_config)
+        plan = options.resolve(shape)
+        on_v2 = takes_v2(self, plan, target_parallel_config)
+        if on_v2:  # it was never measured there
+            plan = options.fixed_unless_asked().resolve(shape)
         _plans.current = plan
         return config.speculative_config(
-            plan,
-            target_model_config,
-            target_parallel_config,
-            on_v2=takes_v2(self, plan, target_parallel_config),
+            plan, target_model_config, target_parallel_config, on_v2=on_v2
         )
 
     return create_speculative_config

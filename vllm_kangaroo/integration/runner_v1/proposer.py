@@ -18,6 +18,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm_kangaroo.drafting.kangaroo import Drafters
 from vllm_kangaroo.drafting.lookup import Lookups
 from vllm_kangaroo.drafting.ngram_file import load_ngrams
+from vllm_kangaroo.goodput.goodput_options import decides
 from vllm_kangaroo.goodput.length_policies import LengthPolicy
 from vllm_kangaroo.integration.config.plan import plan_of
 from vllm_kangaroo.integration.goodput import figures
@@ -69,7 +70,7 @@ class EarlyExitProposer:
         """Whether goodput control is in charge, if there is any; not in some runs of benchmarks."""
         self.lengths: LengthPolicy | None = None
         """Bounds the drafts of each step; of benchmarks alone."""
-        self.bounds = RequestBounds()
+        self.bounds = RequestBounds(weighed=decides(self.plan.goodput))
         self.spans: Spans
         """What the newest step ran over."""
         self.undrafted: SpecDecodeMetadata | None = None
