@@ -45,7 +45,7 @@ class Trials:
         self._band = -1
         """Of the newest step's load."""
         self._price = 0.0
-        """That was paid for each step of the newest probe of all."""
+        """That was paid for each step of the newest probe of requests."""
         self._charged: tuple[float, float] | None = None
         """Of such a step that is not verified yet: what was paid, and the tokens a second that it is compared with."""
 
@@ -109,7 +109,8 @@ class Trials:
                 each = min(each, MOST_EXPECTED * plan.plain_seconds)
             else:
                 each = probe_seconds(costs, plan, now.load, contexts[chosen], contexts[some])
-            if not self._begin(1 if len(chosen) else RUN, each, plain=False):
+            saved = 1 if self._all else SAVED
+            if not self._begin(1 if len(chosen) else RUN, each, plain=False, saved=saved):
                 return NOBODY
             self._price = each
             self._narrow = 0 if self._all else self._narrow + 1
@@ -138,9 +139,9 @@ class Trials:
             return True
         return self._budget.plain_due and self._begin(RUN, lost, plain=True)
 
-    def _begin(self, steps: int, each: float, *, plain: bool) -> bool:
+    def _begin(self, steps: int, each: float, *, plain: bool, saved: int = SAVED) -> bool:
         """Pay for a probe, if there is enough."""
-        paid = self._budget.spend(steps * each, saved=1 if self._all and not plain else SAVED)
+        paid = self._budget.spend(steps * each, saved)
         if paid:
             self.run.begin(steps, plain=plain)
         return paid
